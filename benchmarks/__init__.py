@@ -1,0 +1,1 @@
+"""Latency, memory, fidelity and task quality, measured from outside."""

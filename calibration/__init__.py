@@ -1,0 +1,1 @@
+"""Films in, activation scales and importance matrices out."""

@@ -1,0 +1,1 @@
+"""RadVLM on the device."""

@@ -1,0 +1,43 @@
+"""Every error a user can meet, one class per thing that can be wrong.
+
+A message is one line: what is wrong, the value, what is accepted, what to do. The command line
+prints it and exits 1; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+
+class RadvlmError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class FilmError(RadvlmError):
+    """A film that cannot be read, or is not a chest radiograph."""
+
+
+class QuestionError(RadvlmError):
+    """A question or task that cannot be asked."""
+
+
+class BundleError(RadvlmError):
+    """A bundle that is missing, incomplete, altered or too new."""
+
+
+class CheckpointError(RadvlmError):
+    """A checkpoint folder that cannot be exported."""
+
+
+class ParityError(RadvlmError):
+    """An exported artefact that does not say what its checkpoint says."""
+
+
+class BackendError(RadvlmError):
+    """An inference engine that is missing or failed to load an artefact."""
+
+
+class RecipeError(RadvlmError):
+    """A training recipe or data folder that cannot be used."""
+
+
+class OutputError(RadvlmError):
+    """An output that cannot be written: it exists already, or the disk refuses."""

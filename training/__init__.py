@@ -1,0 +1,1 @@
+"""Films and questions in, checkpoint out. The torch world."""
