@@ -1,0 +1,253 @@
+"""The bundle: the sealed folder where the torch world and the numpy world meet.
+
+    bundle.json      what the bundle says about itself (this file's dataclasses)
+    SHA256SUMS       digest of every other file, in sha256sum's own format
+    vision/          uint8 crops in, projected tokens out; image_newline.npy
+    language/        GGUF: language model, tokenizer, chat template
+    parity.json      how each artefact compares with the checkpoint
+    golden.npz       small tensors for a self-test on the target
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from radvlm_edge.errors import BundleError, OutputError
+from radvlm_edge.geometry import Geometry
+
+SCHEMA = 1
+"""Version of bundle.json; a reader refuses newer ones."""
+
+MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file of weights, or a graph."""
+
+    role: str
+    """`vision` or `language`."""
+    precision: str
+    """`fp32`, `fp16` for vision; a llama.cpp file type (`F16`, `Q8_0`, …) for language."""
+    backend: str
+    """`onnx` or `gguf`."""
+    path: str
+    """Relative to the bundle, with `/`."""
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What the checkpoint's tokenizer and generation config say about prompts."""
+
+    chat_template: str
+    """Jinja source, as the checkpoint ships it."""
+    image_token: str
+    stop_ids: tuple[int, ...]
+    """Token ids that end an answer."""
+    special_tokens: tuple[str, ...]
+    """Spellings that must not occur in a question."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    schema: int
+    name: str
+    demonstration: bool
+    """True for a model that only shows the software; every answer says so."""
+    redistributable: bool
+    licence: str
+    render: str
+    """How films are rendered unless the caller says otherwise: `voi`, `minmax` or `mimic`."""
+    source: dict[str, Any]
+    """The checkpoint: `sha256` over its files, `architecture`, `files`."""
+    geometry: Geometry
+    preprocessing: dict[str, Any]
+    """`mean`, `std`, `rescale`: inside the vision graph, recorded for the reader."""
+    prompting: Prompting
+    artefacts: tuple[Artefact, ...]
+    defaults: dict[str, str]
+    """Precision used for each role when the caller names none."""
+    tools: dict[str, str]
+    """Versions of what wrote the bundle."""
+    calibration: dict[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint says about its own training."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is and what it says."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+    """Digest of bundle.json, which lists every artefact's digest."""
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Read a bundle's manifest without touching its weights.
+
+        Raises BundleError when it is missing, incomplete, malformed or of a newer schema.
+        """
+        folder = Path(folder)
+        try:
+            raw = (folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{folder}: no {MANIFEST} there; a bundle is made by `radvlm-edge export`") from None
+        except OSError as error:
+            raise BundleError(f"{folder / MANIFEST}: cannot be read: {error.strerror}") from error
+        return cls(folder, _parse(raw, folder), hashlib.sha256(raw).hexdigest())
+
+    def artefact(self, role: str, precision: str | None = None) -> Artefact:
+        """Find an artefact by role and precision (`None`: the bundle's default)."""
+        wanted = precision or self.manifest.defaults[role]
+        held = {a.precision: a for a in self.manifest.artefacts if a.role == role}
+        if wanted not in held:
+            raise BundleError(
+                f"{self.folder}: no {role} artefact {wanted!r}; this bundle has {', '.join(held) or 'none'}"
+            )
+        return held[wanted]
+
+    def path(self, artefact: Artefact) -> Path:
+        return self.folder / artefact.path
+
+    def verify(self) -> int:
+        """Recompute every digest; return the number of bytes read.
+
+        Raises BundleError naming the files that are missing, altered or not listed.
+        """
+        listed = _read_sums(self.folder)
+        present = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()}
+        problems = [f"{name} is missing" for name in sorted(listed.keys() - present)]
+        problems += [f"{name} is not listed" for name in sorted(present - listed.keys() - {SUMS})]
+        total = 0
+        for name in sorted(listed.keys() & present):
+            total += (self.folder / name).stat().st_size
+            if digest(self.folder / name) != listed[name]:
+                problems.append(f"{name} was altered")
+        for artefact in self.manifest.artefacts:
+            if listed.get(artefact.path) != artefact.sha256:
+                problems.append(f"{artefact.path}: {MANIFEST} and {SUMS} disagree")
+        if problems:
+            raise BundleError(
+                f"{self.folder}: not the bundle that was sealed: {'; '.join(problems)}; copy it again or export anew"
+            )
+        return total
+
+
+def demo_bundle() -> Path:
+    """Folder of the demonstration bundle that ships with the package."""
+    return Path(__file__).with_name("demo.bundle")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+class BundleWriter:
+    """Writes a bundle beside its destination and renames it there when sealed.
+
+    As a context manager it removes what it wrote if anything fails, so nothing half-written is
+    ever found under the destination's name.
+    """
+
+    def __init__(self, out: Path, *, force: bool = False) -> None:
+        if out.exists() and not force:
+            raise OutputError(f"{out} exists already; choose another -o or pass --force to replace it")
+        self.out = out
+        self.folder = out.parent / f".{out.name}.partial-{os.getpid()}"
+        self.artefacts: list[Artefact] = []
+
+    def __enter__(self) -> BundleWriter:
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{self.out.parent}: cannot be written: {error.strerror}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(f"{self.out}: not written: {os.strerror(error.errno)}; nothing was left behind") from error
+
+    def path(self, name: str) -> Path:
+        """Path for a file inside the unfinished bundle; its folder exists."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def add(self, role: str, precision: str, backend: str, name: str) -> Artefact:
+        """Record a file already written at `path(name)` as an artefact."""
+        path = self.folder / name
+        artefact = Artefact(role, precision, backend, name, digest(path), path.stat().st_size)
+        self.artefacts.append(artefact)
+        return artefact
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        self.path(MANIFEST).write_text(text, encoding="utf-8")
+
+    def seal(self) -> Bundle:
+        """Write SHA256SUMS and move the bundle to its destination."""
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name != SUMS)
+        lines = [f"{digest(p)}  {p.relative_to(self.folder).as_posix()}\n" for p in files]
+        (self.folder / SUMS).write_text("".join(lines), encoding="utf-8")
+        if self.out.exists():
+            old = self.out.parent / f".{self.out.name}.replaced-{os.getpid()}"
+            self.out.rename(old)
+            self.folder.rename(self.out)
+            shutil.rmtree(old)
+        else:
+            self.folder.rename(self.out)
+        return Bundle.open(self.out)
+
+
+def _parse(raw: bytes, folder: Path) -> Manifest:
+    try:
+        data = json.loads(raw)
+        schema = data["schema"]
+        if not isinstance(schema, int):
+            raise TypeError("schema is not a number")
+        if schema > SCHEMA:
+            raise BundleError(
+                f"{folder}: bundle schema {schema} is newer than this program's {SCHEMA}; upgrade radvlm-edge"
+            )
+        geometry = dict(data.pop("geometry"))
+        geometry["pinpoints"] = tuple((int(h), int(w)) for h, w in geometry["pinpoints"])
+        prompting = dict(data.pop("prompting"))
+        for key in ("stop_ids", "special_tokens"):
+            prompting[key] = tuple(prompting[key])
+        return Manifest(
+            geometry=Geometry(**geometry),
+            prompting=Prompting(**prompting),
+            artefacts=tuple(Artefact(**a) for a in data.pop("artefacts")),
+            **data,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{folder / MANIFEST}: not a bundle manifest ({error!r}); copy the bundle again") from error
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        return {name: sha for sha, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / SUMS}: missing or malformed; copy the bundle again") from error
