@@ -46,7 +46,7 @@ def pack(features: Floats, layout: Layout, newline: Floats) -> Floats:
     Source: `pack_image_features` in transformers' modeling_llava_onevision.
     """
     grid_rows, grid_columns = layout.grid
-    side = int(round(layout.tokens_per_crop**0.5))
+    side = round(layout.tokens_per_crop**0.5)
     dim = features.shape[-1]
     tiles = features[1:].reshape(grid_rows, grid_columns, side, side, dim)
     canvas = tiles.transpose(0, 2, 1, 3, 4).reshape(grid_rows * side, grid_columns * side, dim)

@@ -1,11 +1,11 @@
 """The bundle: the sealed folder where the torch world and the numpy world meet.
 
-    bundle.json      what the bundle says about itself (this file's dataclasses)
-    SHA256SUMS       digest of every other file, in sha256sum's own format
-    vision/          uint8 crops in, projected tokens out; image_newline.npy
-    language/        GGUF: language model, tokenizer, chat template
-    parity.json      how each artefact compares with the checkpoint
-    golden.npz       small tensors for a self-test on the target
+bundle.json      what the bundle says about itself (this file's dataclasses)
+SHA256SUMS       digest of every other file, in sha256sum's own format
+vision/          uint8 crops in, projected tokens out; image_newline.npy
+language/        GGUF: language model, tokenizer, chat template
+parity.json      how each artefact compares with the checkpoint
+golden.npz       small tensors for a self-test on the target
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class Bundle:
         try:
             raw = (folder / MANIFEST).read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"{folder}: no {MANIFEST} there; a bundle is made by `radvlm-edge export`") from None
+            raise BundleError(
+                f"{folder}: no {MANIFEST} there; a bundle is made by `radvlm-edge export`"
+            ) from None
         except OSError as error:
             raise BundleError(f"{folder / MANIFEST}: cannot be read: {error.strerror}") from error
         return cls(folder, _parse(raw, folder), hashlib.sha256(raw).hexdigest())
@@ -141,7 +143,8 @@ class Bundle:
                 problems.append(f"{artefact.path}: {MANIFEST} and {SUMS} disagree")
         if problems:
             raise BundleError(
-                f"{self.folder}: not the bundle that was sealed: {'; '.join(problems)}; copy it again or export anew"
+                f"{self.folder}: not the bundle that was sealed: {'; '.join(problems)}; "
+                "copy it again or export anew"
             )
         return total
 
@@ -186,7 +189,9 @@ class BundleWriter:
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError) and error.errno is not None:
-            raise OutputError(f"{self.out}: not written: {os.strerror(error.errno)}; nothing was left behind") from error
+            raise OutputError(
+                f"{self.out}: not written: {os.strerror(error.errno)}; nothing was left behind"
+            ) from error
 
     def path(self, name: str) -> Path:
         """Path for a file inside the unfinished bundle; its folder exists."""
@@ -242,7 +247,9 @@ def _parse(raw: bytes, folder: Path) -> Manifest:
             **data,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{folder / MANIFEST}: not a bundle manifest ({error!r}); copy the bundle again") from error
+        raise BundleError(
+            f"{folder / MANIFEST}: not a bundle manifest ({error!r}); copy the bundle again"
+        ) from error
 
 
 def _read_sums(folder: Path) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""Prompt → answer tokens: prefill a prefix once, fork it for every question, decode greedily."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from radvlm_edge.errors import QuestionError
+from radvlm_edge.runtime.llama import Llama
+from radvlm_edge.runtime.vision import available_cpus
+
+PREFIX, TAIL = 0, 1
+"""llama.cpp sequences: what all questions share, and the question in hand."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoded token."""
+
+    token: int
+    logprob: float
+    """Natural logarithm of the probability the model gave this token."""
+    decode_ms: float
+    """Time since the previous step (for the first: since the prefill began)."""
+
+
+class LanguageModel:
+    """A language artefact in llama.cpp, holding one prefix and one tail of positions."""
+
+    def __init__(self, path: Path, *, context: int, threads: int | None = None, gpu_layers: int = -1) -> None:
+        self._llama = Llama(
+            path, context=context, threads=threads or available_cpus(), sequences=2, gpu_layers=gpu_layers
+        )
+        self.prefix_tokens = 0
+        self._tail: list[int] = []
+
+    @property
+    def context(self) -> int:
+        """Positions the context can hold."""
+        return self._llama.context
+
+    def close(self) -> None:
+        self._llama.close()
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        return self._llama.tokenize(text, special=special)
+
+    def piece(self, token: int) -> bytes:
+        return self._llama.piece(token)
+
+    def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
+        """Prefill a new prefix from token ids and embeddings `[t, d]`; return its length in tokens."""
+        self.clear()
+        for item in items:
+            if len(item):
+                self._llama.decode(item, self.prefix_tokens, PREFIX)
+                self.prefix_tokens += len(item)
+        return self.prefix_tokens
+
+    def clear(self) -> None:
+        self._llama.forget(TAIL)
+        self._llama.forget(PREFIX)
+        self.prefix_tokens, self._tail = 0, []
+
+    def save_prefix(self) -> bytes:
+        return self._llama.save(PREFIX)
+
+    def restore_prefix(self, state: bytes, tokens: int) -> None:
+        """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it."""
+        self.clear()
+        self._llama.restore(PREFIX, state)
+        self.prefix_tokens = tokens
+
+    def prefill(self, tail: list[int], *, reuse: bool = False) -> int:
+        """Run `tail` behind the prefix; return how many tokens were really prefilled.
+
+        With `reuse`, tokens the previous tail (question and answer) shares with this one are kept:
+        right for the next turn of a conversation. Without it every question starts from the bare
+        prefix, so its answer cannot depend on what was asked before.
+        """
+        kept = _shared(self._tail, tail) if reuse else 0
+        kept = min(kept, len(tail) - 1)
+        if kept:
+            self._llama.forget(TAIL, self.prefix_tokens + kept)
+        else:
+            self._llama.fork(PREFIX, TAIL)
+        self._tail = tail[:kept]
+        self._llama.decode(tail[kept:], self.prefix_tokens + kept, TAIL)
+        self._tail = list(tail)
+        return len(tail) - kept
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits `[vocab]` after the last token run."""
+        return self._llama.logits()
+
+    def generate(
+        self, tail: list[int], *, stop_ids: Sequence[int], max_tokens: int, reuse: bool = False
+    ) -> Iterator[int]:
+        """Prefill `tail` and yield the greedy answer's token ids; a stop id is yielded last."""
+        self.check_room(len(tail), max_tokens)
+        self.prefill(tail, reuse=reuse)
+        for step in self.steps(stop_ids=stop_ids, max_tokens=max_tokens):
+            yield step.token
+
+    def steps(self, *, stop_ids: Sequence[int], max_tokens: int) -> Iterator[Step]:
+        """Decode greedily after `prefill`; a stop id is yielded last and not run."""
+        began = time.perf_counter()
+        for index in range(max_tokens):
+            logits = self._llama.logits()
+            token = int(logits.argmax())
+            logprob = float(logits[token] - _logsumexp(logits))
+            now = time.perf_counter()
+            yield Step(token, logprob, (now - began) * 1e3)
+            if token in stop_ids or index + 1 == max_tokens:
+                return
+            began = time.perf_counter()
+            self._llama.decode([token], self.prefix_tokens + len(self._tail), TAIL)
+            self._tail.append(token)
+
+    def check_room(self, tail_tokens: int, max_tokens: int) -> None:
+        """Raise QuestionError unless prefix, tail and answer fit the context."""
+        room = self.context - self.prefix_tokens - max_tokens
+        if tail_tokens > room:
+            raise QuestionError(
+                f"question of {tail_tokens} tokens does not fit: the context of {self.context} holds "
+                f"{self.prefix_tokens} for the film and {max_tokens} for the answer; "
+                f"at most {max(room, 0)} are left; shorten it or lower --max-tokens"
+            )
+
+
+def _shared(held: list[int], wanted: list[int]) -> int:
+    """Length of the common beginning of two token lists."""
+    for index, (a, b) in enumerate(zip(held, wanted, strict=False)):
+        if a != b:
+            return index
+    return min(len(held), len(wanted))
+
+
+def _logsumexp(logits: npt.NDArray[np.float32]) -> float:
+    top = float(logits.max())
+    return top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))

@@ -1,0 +1,143 @@
+"""The few llama.cpp calls the language stage is made of, as Python values.
+
+Everything ctypes stays in this file, so that another build or engine replaces it alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from radvlm_edge.errors import BackendError
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    """llama.cpp logs hundreds of lines a load; what matters comes back as an error."""
+
+
+def _first_use() -> None:
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+class Llama:
+    """A model and one context: sequences of positions whose K and V are kept.
+
+    Not thread-safe: one caller at a time.
+    """
+
+    def __init__(self, path: Path, *, context: int, threads: int, sequences: int, gpu_layers: int) -> None:
+        _first_use()
+        options = llama_cpp.llama_model_default_params()
+        options.n_gpu_layers = gpu_layers
+        self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        if not self._model:
+            raise BackendError(
+                f"{path}: llama.cpp cannot load this file; run `radvlm-edge verify` on its bundle"
+            )
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.embed_dim: int = llama_cpp.llama_model_n_embd(self._model)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = context, sequences, True
+        params.n_batch = params.n_ubatch = self.batch = min(512, context)
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            llama_cpp.llama_model_free(self._model)
+            raise BackendError(f"{path}: llama.cpp has no memory for a context of {context} tokens")
+        self.context: int = llama_cpp.llama_n_ctx(self._context)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+
+    def close(self) -> None:
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            llama_cpp.llama_model_free(self._model)
+            self._context = self._model = None
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of `text`; with `special`, spellings of special tokens become those tokens."""
+        raw = text.encode()
+        ids = (llama_cpp.llama_token * (len(raw) + 2))()
+        count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
+        if count < 0:
+            raise BackendError(f"llama.cpp cannot tokenise a text of {len(raw)} bytes")
+        return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Bytes a token stands for; none for special tokens."""
+        buffer = ctypes.create_string_buffer(256)
+        count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(count, 0)]
+
+    def decode(self, items: list[int] | npt.NDArray[np.float32], start: int, sequence: int) -> None:
+        """Run tokens (ids, or embeddings `[t, d]` float32) from position `start` of a sequence.
+
+        Logits are computed for the last one only.
+        """
+        for offset in range(0, len(items), self.batch):
+            part = items[offset : offset + self.batch]
+            last = offset + len(part) == len(items)
+            self._decode_batch(part, start + offset, sequence, last)
+
+    def _decode_batch(
+        self, items: list[int] | npt.NDArray[np.float32], start: int, sequence: int, want_logits: bool
+    ) -> None:
+        count = len(items)
+        width = self.embed_dim if isinstance(items, np.ndarray) else 0
+        batch = llama_cpp.llama_batch_init(count, width, 1)
+        try:
+            batch.n_tokens = count
+            if isinstance(items, np.ndarray):
+                source = np.ascontiguousarray(items, dtype=np.float32)
+                ctypes.memmove(batch.embd, source.ctypes.data, source.nbytes)
+            else:
+                for i, token in enumerate(items):
+                    batch.token[i] = token
+            for i in range(count):
+                batch.pos[i] = start + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = sequence
+                batch.logits[i] = want_logits and i == count - 1
+            status = llama_cpp.llama_decode(self._context, batch)
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        if status != 0:
+            raise BackendError(
+                f"llama.cpp could not run {count} tokens at position {start} (status {status}); "
+                f"its context holds {self.context}"
+            )
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits `[vocab]` after the last decoded token (a copy)."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
+
+    def fork(self, source: int, target: int) -> None:
+        """Let sequence `target` share everything `source` holds."""
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def forget(self, sequence: int, start: int = -1) -> None:
+        """Drop a sequence from position `start` on (-1: all of it)."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def save(self, sequence: int) -> bytes:
+        """K and V of a sequence as llama.cpp serialises them."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return ctypes.string_at(buffer, written)
+
+    def restore(self, sequence: int, state: bytes) -> None:
+        """Put a saved sequence back; bitwise what it was."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not llama_cpp.llama_state_seq_set_data(self._context, buffer, len(state), sequence):
+            raise BackendError("llama.cpp refused a saved K/V state; look at the film again")
