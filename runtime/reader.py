@@ -1,0 +1,366 @@
+"""The public object: open a bundle, look at a film once, ask as often as you like."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from radvlm_edge.runtime.film import Film, load_film
+
+from radvlm_edge.bundle import Bundle, demo_bundle
+from radvlm_edge.errors import QuestionError
+from radvlm_edge.runtime import anyres, crops, prompts
+from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+from radvlm_edge.runtime.language import LanguageModel
+from radvlm_edge.runtime.vision import VisionTower, open_tower
+
+DEFAULT_MAX_TOKENS = 512
+TEXT_ROOM = 2048
+"""Tokens of context kept free behind the largest film: question, answer, further turns."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller wants; `None` means as the bundle says."""
+
+    vision: str | None = None
+    """Precision of the vision artefact."""
+    language: str | None = None
+    """Precision of the language artefact."""
+    render: str | None = None
+    """`voi`, `minmax` or `mimic`."""
+    threads: int | None = None
+    """CPU threads of both engines; `None`: as many as this process may use."""
+    context: int | None = None
+    """Tokens the context holds; `None`: the largest film and `TEXT_ROOM`."""
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """Longest answer in tokens."""
+    any_modality: bool = False
+    """Read CT, MR and the like too."""
+    frame: int | None = None
+    """Frame of a multi-frame file, from 0."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one answer went, in milliseconds."""
+
+    prefill_ms: float
+    """Running what was not in the K/V state yet: for a film's first answer the film itself too."""
+    first_token_ms: float
+    """`prefill_ms` and choosing the first token."""
+    decode_ms: float
+    """From the first token to the last."""
+
+
+@dataclass
+class Looked:
+    """What looking at a film took, in milliseconds."""
+
+    decode_film_ms: float
+    crops_ms: float
+    vision_ms: float
+    prefill_ms: float
+
+
+class Answer:
+    """An answer being written. Iterate it to stream; any attribute waits for the end."""
+
+    def __init__(self, study: Study, question: str, steps: Callable[[], Iterator[str]]) -> None:
+        self.question = question
+        self._study = study
+        self._pieces: list[str] = []
+        self._stream = steps()
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._prefilled = 0
+        self._stop = ""
+        self._timing = Timing(0.0, 0.0, 0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        index = 0
+        while True:
+            while index < len(self._pieces):
+                yield self._pieces[index]
+                index += 1
+            piece = next(self._stream, None)
+            if piece is None:
+                return
+            self._pieces.append(piece)
+
+    def finish(self) -> Answer:
+        """Decode to the end."""
+        for _ in self:
+            pass
+        return self
+
+    @property
+    def text(self) -> str:
+        self.finish()
+        return "".join(self._pieces).strip()
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        layout = self._study.layout
+        return parse_boxes(self.text, layout.height, layout.width)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Findings the answer affirms."""
+        return parse_labels(self.text)
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities the model gave the answer's tokens; uncalibrated."""
+        self.finish()
+        return math.exp(sum(self._logprobs) / len(self._logprobs))
+
+    @property
+    def tokens(self) -> int:
+        """Answer length in tokens, the stop token not counted."""
+        self.finish()
+        return len(self._ids)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens really prefilled for this answer; what was in the K/V state already is not counted.
+
+        A film's first answer counts the film's own tokens.
+        """
+        self.finish()
+        return self._prefilled
+
+    @property
+    def stop(self) -> str:
+        """`eos` if the model ended its answer, `length` if `max_tokens` did."""
+        self.finish()
+        return self._stop
+
+    @property
+    def timing(self) -> Timing:
+        self.finish()
+        return self._timing
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """Which bundle, artefacts and film this answer comes from."""
+        return self._study.provenance
+
+
+@dataclass(eq=False)
+class Study:
+    """A film the model has looked at. Made by `Reader.look`."""
+
+    reader: Reader
+    film: Film
+    layout: crops.Layout
+    looked: Looked
+    image: npt.NDArray[np.float32]
+    """Image tokens `[t, d]`."""
+    uncharged_tokens: int
+    uncharged_ms: float
+    state: bytes | None = None
+    """K/V of the prefix while another study holds the context."""
+    prefix_tokens: int = 0
+    turns: list[prompts.Turn] = field(default_factory=list)
+    """Answered turns of the running conversation."""
+
+    def ask(self, question: str, *, max_tokens: int | None = None) -> Answer:
+        """Ask about the film alone: the answer depends on nothing asked before.
+
+        Raises QuestionError for an empty question, or one that does not fit the context.
+        """
+        return self.reader._answer(self, [], question, max_tokens)
+
+    def task(self, task: str, *, max_tokens: int | None = None) -> Answer:
+        """Ask one of RadVLM's tasks: `report`, `classify`, `detect`, `locate=PHRASE`, `phrase=SENTENCE`."""
+        return self.ask(prompts.task_question(task), max_tokens=max_tokens)
+
+    def say(self, question: str, *, max_tokens: int | None = None) -> Answer:
+        """Ask as the next turn of a conversation; earlier turns are remembered."""
+        return self.reader._answer(self, self.turns, question, max_tokens)
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        reader = self.reader
+        return {
+            "bundle": {"name": reader.bundle.manifest.name, "sha256": reader.bundle.sha256},
+            "vision": reader.vision_artefact.precision,
+            "language": reader.language_artefact.precision,
+            "vision_backend": reader.tower.backend,
+            "render": self.film.render,
+            "film": dict(self.film.provenance),
+        }
+
+
+class Reader:
+    """A loaded bundle. Not thread-safe: one answer is written at a time."""
+
+    def __init__(
+        self, bundle: Bundle, tower: VisionTower, language: LanguageModel, options: Options, load_ms: float
+    ) -> None:
+        self.bundle = bundle
+        self.tower = tower
+        self.options = options
+        self.load_ms = load_ms
+        self.vision_artefact = bundle.artefact("vision", options.vision)
+        self.language_artefact = bundle.artefact("language", options.language)
+        self._language = language
+        self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
+        self._current: Study | None = None
+        self._writing: Answer | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str] | None = None,
+        options: Options | None = None,
+        *,
+        verify: bool = True,
+    ) -> Reader:
+        """Verify a bundle's digests and load it (`None`: the demonstration bundle).
+
+        Raises BundleError for a bundle that is not what was sealed, BackendError if an engine
+        cannot load an artefact.
+        """
+        began = time.perf_counter()
+        options = options or Options()
+        bundle = Bundle.open(folder or demo_bundle())
+        vision = bundle.path(bundle.artefact("vision", options.vision))
+        language = bundle.path(bundle.artefact("language", options.language))
+        if verify:
+            bundle.verify()
+        geometry = bundle.manifest.geometry
+        context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
+        tower = open_tower(vision, options.threads)
+        model = LanguageModel(language, context=context, threads=options.threads)
+        return cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3)
+
+    def close(self) -> None:
+        """Free the engines; studies of this reader cannot be asked any more."""
+        self._language.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def look(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Study:
+        """Read a film (path, content, file, or `Film`), encode it and prefill its image tokens, once.
+
+        Raises FilmError for a film that cannot be read.
+        """
+        self._settle()
+        marks = [time.perf_counter()]
+
+        def lap() -> float:
+            marks.append(time.perf_counter())
+            return (marks[-1] - marks[-2]) * 1e3
+
+        film = source if isinstance(source, Film) else self._load(source)
+        decode_ms = lap()
+        views, layout = crops.cut(film.pixels, self.bundle.manifest.geometry)
+        crops_ms = lap()
+        image = anyres.pack(self.tower.encode(views), layout, self._newline)
+        vision_ms = lap()
+        self._park()
+        head, _ = prompts.render([prompts.Turn("?")], self.bundle.manifest.prompting)
+        ids = self._language.tokenize(head)
+        if len(ids) + len(image) + self.options.max_tokens > self._language.context:
+            raise QuestionError(
+                f"the film's {len(image)} image tokens and {self.options.max_tokens} for an answer do not "
+                f"fit the context of {self._language.context} tokens; raise the context or lower --max-tokens"
+            )
+        prefix = self._language.start([ids, image])
+        prefill_ms = lap()
+        looked = Looked(decode_ms, crops_ms, vision_ms, prefill_ms)
+        study = Study(self, film, layout, looked, image, prefix, prefill_ms, prefix_tokens=prefix)
+        self._current = study
+        return study
+
+    def _load(self, source: str | os.PathLike[str] | bytes | BinaryIO) -> Film:
+        return load_film(
+            source,
+            render=self.options.render or self.bundle.manifest.render,
+            any_modality=self.options.any_modality,
+            frame=self.options.frame,
+        )
+
+    def _settle(self) -> None:
+        """Finish the answer being written: it needs the K/V state as it is."""
+        if self._writing is not None:
+            self._writing.finish()
+            self._writing = None
+
+    def _park(self) -> None:
+        """Keep the current study's K/V aside before another takes the context."""
+        if self._current is not None and self._current.state is None:
+            self._current.state = self._language.save_prefix()
+        self._current = None
+
+    def _resume(self, study: Study) -> None:
+        if self._current is study:
+            return
+        self._park()
+        assert study.state is not None
+        self._language.restore_prefix(study.state, study.prefix_tokens)
+        self._current = study
+
+    def _answer(
+        self, study: Study, turns: list[prompts.Turn], question: str, max_tokens: int | None
+    ) -> Answer:
+        prompting = self.bundle.manifest.prompting
+        question = prompts.check_question(question, prompting)
+        limit = self.options.max_tokens if max_tokens is None else max_tokens
+        if limit < 1:
+            raise QuestionError(f"--max-tokens is {limit}; at least 1 is needed")
+        self._settle()
+        self._resume(study)
+        _, tail = prompts.render([*turns, prompts.Turn(question)], prompting)
+        ids = self._language.tokenize(tail)
+        self._language.check_room(len(ids), limit)
+        continuing = turns is study.turns
+
+        def write() -> Iterator[str]:
+            yield from self._write(answer, study, ids, limit, reuse=continuing and bool(turns))
+            if continuing:
+                study.turns.append(prompts.Turn(question, "".join(answer._pieces).strip()))
+
+        answer = Answer(study, question, write)
+        self._writing = answer
+        return answer
+
+    def _write(
+        self, answer: Answer, study: Study, ids: list[int], limit: int, *, reuse: bool
+    ) -> Iterator[str]:
+        began = time.perf_counter()
+        answer._prefilled = self._language.prefill(ids, reuse=reuse) + study.uncharged_tokens
+        prefill_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms
+        study.uncharged_tokens, study.uncharged_ms = 0, 0.0
+        stop_ids: Sequence[int] = self.bundle.manifest.prompting.stop_ids
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        first_ms = decode_ms = 0.0
+        answer._stop = "length"
+        for step in self._language.steps(stop_ids=stop_ids, max_tokens=limit):
+            answer._logprobs.append(step.logprob)
+            if first_ms:
+                decode_ms += step.decode_ms
+            else:
+                first_ms = prefill_ms + step.decode_ms
+            answer._timing = Timing(prefill_ms, first_ms, decode_ms)
+            if step.token in stop_ids:
+                answer._stop = "eos"
+                break
+            answer._ids.append(step.token)
+            if piece := text.decode(self._language.piece(step.token)):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
