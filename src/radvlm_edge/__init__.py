@@ -1,1 +1,29 @@
-"""RadVLM on the device."""
+"""RadVLM on the device: a sealed bundle and a chest film in, an answer out, offline.
+
+reader = Reader.open("radvlm.bundle")
+study = reader.look("xray.dcm")
+answer = study.ask("any effusion?")
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from radvlm_edge.errors import RadvlmError
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.reader import Answer, Options, Reader, Study
+
+__all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
+
+__version__ = version("radvlm-edge")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engines only when the reader is first used."""
+    if name in __all__:
+        from radvlm_edge.runtime import reader
+
+        return getattr(reader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,53 @@
+"""The command line. Commands import what they need when they run, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from radvlm_edge.cli.bench import bench
+from radvlm_edge.cli.chat import chat
+from radvlm_edge.cli.doctor import doctor
+from radvlm_edge.cli.export import export
+from radvlm_edge.cli.infer import infer
+from radvlm_edge.cli.plan import plan
+from radvlm_edge.cli.train import train
+from radvlm_edge.cli.verify import verify
+from radvlm_edge.errors import RadvlmError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="radvlm-edge", message="%(version)s")
+def cli() -> None:
+    """RadVLM on the device: ask a chest film questions, offline.
+
+    A RadVLM checkpoint goes in (`export`), a sealed bundle comes out, and `infer` turns that
+    bundle and a film into an answer. Without --bundle a small demonstration model answers.
+
+    AI output is for research, not for diagnosis.
+    """
+
+
+for command in (infer, chat, plan, export, verify, doctor, bench, train):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes one line and exit code 1."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("radvlm-edge: interrupted", err=True)
+        sys.exit(130)
+    except RadvlmError as error:
+        click.echo(f"radvlm-edge: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nothing more can be said to it
+        sys.exit(1)

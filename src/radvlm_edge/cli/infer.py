@@ -1,0 +1,190 @@
+"""`radvlm-edge infer`: films and questions in, answers on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from radvlm_edge.cli.options import film_options, notice, open_reader, reader_options
+from radvlm_edge.errors import QuestionError, RadvlmError
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.reader import Answer, Reader, Study
+
+
+@click.command()
+@click.argument("films", nargs=-1, required=True, metavar="FILM...")
+@click.option("--ask", "asks", multiple=True, metavar="TEXT", help="Question; may be given several times.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="TASK",
+    help="report, classify, detect, locate=PHRASE or phrase=SENTENCE, in RadVLM's own wording.",
+)
+@reader_options
+@film_options
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    help="Write the film with the answers' boxes as PNG; a folder when there are several films.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a film, each on one line.")
+@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+def infer(
+    films: tuple[str, ...],
+    asks: tuple[str, ...],
+    tasks: tuple[str, ...],
+    bundle: Path | None,
+    overlay: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Ask questions about films (DICOM, PNG, JPEG, TIFF; `-` reads one from stdin).
+
+    The answers alone go to stdout. A film that cannot be read does not stop the others; the exit
+    code is then 1.
+
+    \b
+      radvlm-edge infer xray.dcm --ask "any effusion?"
+      radvlm-edge infer *.dcm --task report --json > reports.jsonl
+    """
+    from radvlm_edge.runtime import prompts
+
+    if not asks and not tasks:
+        raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
+    questions = [*asks, *(prompts.task_question(task) for task in tasks)]
+    with open_reader(bundle, **options) as reader:
+        for question in questions:
+            prompts.check_question(question, reader.bundle.manifest.prompting)
+        failed = 0
+        for index, film in enumerate(_progress(films)):
+            load_ms = reader.load_ms if index == 0 else 0.0
+            try:
+                record = _one_film(reader, film, questions, overlay, len(films), as_json, load_ms)
+            except RadvlmError as error:
+                failed += 1
+                click.echo(f"radvlm-edge: {error}", err=True)
+                record = {"film": film, "error": str(error)}
+            if as_json:
+                click.echo(json.dumps(record, ensure_ascii=False))
+        click.echo(notice(reader.bundle.manifest), err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _progress(films: tuple[str, ...]) -> Iterator[str]:
+    """Films, with a bar on stderr where it cannot mix with answers on the same terminal."""
+    if len(films) > 1 and sys.stderr.isatty() and not sys.stdout.isatty():
+        with click.progressbar(films, label="films", file=sys.stderr, show_pos=True) as bar:
+            yield from bar
+    else:
+        yield from films
+
+
+def _one_film(
+    reader: Reader,
+    film: str,
+    questions: list[str],
+    overlay: Path | None,
+    films: int,
+    as_json: bool,
+    load_ms: float,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
+    for warning in study.film.warnings:
+        click.echo(f"radvlm-edge: {film}: {warning}", err=True)
+    answers = []
+    for question in questions:
+        answer = study.ask(question)
+        if not as_json:
+            if films > 1 or len(questions) > 1:
+                click.echo(f"{film}: {question}", err=True)
+            _stream(answer)
+        answers.append(answer.finish())
+    wall_ms = (time.perf_counter() - began) * 1e3
+    if overlay is not None:
+        from radvlm_edge.runtime.overlay import write_overlay
+
+        boxes = [box for answer in answers for box in answer.boxes]
+        target = overlay / f"{Path(film).stem}.png" if films > 1 or overlay.is_dir() else overlay
+        write_overlay(study.film.pixels, boxes, target)
+        if not boxes:
+            click.echo(
+                f"radvlm-edge: {film}: no boxes in the answers; {target} shows the film alone", err=True
+            )
+    return _record(film, study, answers, load_ms, load_ms + wall_ms)
+
+
+def _stream(answer: Answer) -> None:
+    started = False
+    for piece in answer:
+        text = piece if started else piece.lstrip()
+        started = started or bool(text)
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+def _record(
+    film: str, study: Study, answers: list[Answer], load_ms: float, total_ms: float
+) -> dict[str, Any]:
+    """The JSON object of one film; docs/cli.md explains each field."""
+    manifest = study.reader.bundle.manifest
+    looked = study.looked
+    return {
+        "film": film,
+        "bundle": {
+            "name": manifest.name,
+            "sha256": study.reader.bundle.sha256,
+            "demonstration": manifest.demonstration,
+        },
+        "render": study.film.render,
+        "answers": [_answer_record(answer) for answer in answers],
+        "image": {
+            "height": study.layout.height,
+            "width": study.layout.width,
+            "crops": study.layout.crops,
+            "image_tokens": study.layout.image_tokens,
+        },
+        "timing_ms": {
+            "load": round(load_ms, 2),
+            "decode_film": round(looked.decode_film_ms, 2),
+            "crops": round(looked.crops_ms, 2),
+            "vision": round(looked.vision_ms, 2),
+            "prefill": round(sum(answer.timing.prefill_ms for answer in answers), 2),
+            "decode": round(sum(answer.timing.decode_ms for answer in answers), 2),
+            "total": round(total_ms, 2),
+        },
+    }
+
+
+def _answer_record(answer: Answer) -> dict[str, Any]:
+    return {
+        "question": answer.question,
+        "text": answer.text,
+        "boxes": [
+            {
+                "label": box.label,
+                "xyxy_fraction": list(box.xyxy_fraction),
+                "xyxy_pixels": list(box.xyxy_pixels),
+            }
+            for box in answer.boxes
+        ],
+        "labels": list(answer.labels),
+        "prefill_tokens": answer.prefill_tokens,
+        "tokens": answer.tokens,
+        "stop": answer.stop,
+        "timing_ms": {
+            "prefill": round(answer.timing.prefill_ms, 2),
+            "first_token": round(answer.timing.first_token_ms, 2),
+            "decode": round(answer.timing.decode_ms, 2),
+        },
+    }

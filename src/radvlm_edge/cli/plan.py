@@ -1,0 +1,64 @@
+"""`radvlm-edge plan`: what a film will cost, before paying."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+
+from radvlm_edge.geometry import GEOMETRIES, Geometry
+
+
+@click.command()
+@click.argument("film", metavar="FILM|WxH")
+@click.option("--bundle", type=click.Path(path_type=Path), help="Take the geometry from this bundle.")
+@click.option("--geometry", type=click.Choice(sorted(GEOMETRIES)), help="Take a published model's geometry.")
+@click.option("--any-modality", is_flag=True, help="Also read CT, MR and other non-radiographs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def plan(film: str, bundle: Path | None, geometry: str | None, any_modality: bool, as_json: bool) -> None:
+    """Say what a film (a file, or its size in pixels as WIDTHxHEIGHT) will cost.
+
+    Without --bundle or --geometry the demonstration bundle's geometry is used.
+    """
+    if bundle is not None and geometry is not None:
+        raise click.UsageError("--bundle and --geometry exclude each other")
+    shapes = GEOMETRIES[geometry] if geometry else _bundle_geometry(bundle)
+    height, width = _size(film, any_modality)
+    from radvlm_edge.runtime import crops
+
+    layout = crops.plan(height, width, shapes)
+    cost = {
+        "height": height,
+        "width": width,
+        "grid": list(layout.grid),
+        "crops": layout.crops,
+        "image_tokens": layout.image_tokens,
+        "kv_bytes": layout.image_tokens * shapes.kv_bytes_per_token,
+    }
+    if as_json:
+        click.echo(json.dumps(cost))
+        return
+    rows, columns = layout.grid
+    click.echo(f"film          {width} x {height} px (width x height)")
+    click.echo(f"crops         {layout.crops} of {shapes.crop_px} px: base view and {rows} x {columns} tiles")
+    click.echo(f"image tokens  {layout.image_tokens}")
+    click.echo(f"K/V state     {cost['kv_bytes'] / 2**20:.1f} MiB in f16")
+
+
+def _bundle_geometry(bundle: Path | None) -> Geometry:
+    from radvlm_edge.bundle import Bundle, demo_bundle
+
+    return Bundle.open(bundle or demo_bundle()).manifest.geometry
+
+
+def _size(film: str, any_modality: bool) -> tuple[int, int]:
+    """(height, width) in pixels of a film given as a file or as WIDTHxHEIGHT."""
+    given = re.fullmatch(r"(\d+)[xX](\d+)", film)
+    if given and not Path(film).exists():
+        return int(given[2]), int(given[1])
+    from radvlm_edge.runtime.film import load_film
+
+    height, width = load_film(film, any_modality=any_modality).pixels.shape
+    return height, width
