@@ -1,0 +1,53 @@
+# make demo   answer a question about a real chest film, without torch
+# make test   every test          make check  lint, types, generated pages
+# make bench  where the time goes on this machine
+PYTHON ?= python3
+# The oldest Python the runtime supports, where it is installed: the base install is tested on it.
+OLDEST ?= $(firstword $(foreach v,3.10 3.11 3.12 3.13,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+BASE_BIN = .venv-base/bin
+PACKAGING = pyproject.toml setup.py tools/llama_wheel.py
+
+.PHONY: demo test check bench docs clean
+
+demo: .venv/.base
+	$(BIN)/radvlm-edge infer examples/chest.dcm --ask "any effusion?"
+
+test: .venv/.dev .venv-base/.ready
+	RADVLM_EDGE_BASE_BIN=$(BASE_BIN) $(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/cli_page.py --check docs/cli.md
+
+bench: .venv/.base
+	$(BIN)/radvlm-edge bench examples/chest.dcm
+
+docs: .venv/.dev
+	$(BIN)/python tools/cli_page.py docs/cli.md
+
+.venv/.base: $(PACKAGING)
+	@echo "radvlm-edge: installing the runtime into .venv" >&2
+	$(PYTHON) -m venv .venv
+	$(PIP) install "$$($(BIN)/python tools/llama_wheel.py)" --editable .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	@echo "radvlm-edge: installing the export, training and test tools into .venv" >&2
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+# What a user gets: a wheel and its base dependencies, in a venv of its own.
+.venv-base/.ready: $(PACKAGING) $(shell git ls-files src runtime export calibration training/*.py benchmarks 2>/dev/null)
+	@echo "radvlm-edge: installing the built wheel into .venv-base ($(OLDEST))" >&2
+	rm -rf .venv-base build dist
+	$(OLDEST) -m venv .venv-base
+	$(BIN)/python -m pip --quiet wheel --no-deps --wheel-dir dist .
+	$(BASE_BIN)/python -m pip --quiet --disable-pip-version-check install "$$($(BIN)/python tools/llama_wheel.py)" dist/*.whl
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-base build dist *.egg-info
