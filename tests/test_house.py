@@ -1,0 +1,148 @@
+"""The house itself: two worlds, one package, the oldest Python, what a user's install holds."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("export", "runtime", "calibration", "training", "benchmarks")
+TORCH_WORLD = {"torch", "transformers", "optimum", "accelerate", "onnx", "gguf", "safetensors"}
+NUMPY_WORLD = [
+    *ROOT.glob("src/radvlm_edge/*.py"),
+    *ROOT.glob("src/radvlm_edge/cli/*.py"),
+    *ROOT.glob("runtime/*.py"),
+    *ROOT.glob("benchmarks/*.py"),
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of every import in a file, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", ROOT.glob("runtime/*.py"), ids=lambda p: p.name)
+def test_runtime_imports_nothing_of_the_torch_world(path: Path) -> None:
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & TORCH_WORLD
+    allowed = ("radvlm_edge.runtime", "radvlm_edge.bundle", "radvlm_edge.errors", "radvlm_edge.geometry")
+    ours = {name for name in names if name.startswith("radvlm_edge.")}
+    assert all(name.startswith(allowed) for name in ours), ours
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_nothing_imports_the_command_line(room: str) -> None:
+    for path in (ROOT / room).glob("*.py"):
+        assert not any(name.startswith("radvlm_edge.cli") for name in imported(path)), path
+
+
+def test_numpy_world_parses_and_runs_on_python_3_10() -> None:
+    for path in NUMPY_WORLD:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    vermin = Path(sys.executable).with_name("vermin")
+    options = ["--target=3.10-", "--violations", "--no-tips", "--eval-annotations"]
+    result = subprocess.run([vermin, *options, *NUMPY_WORLD], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+HELP = """
+import sys
+sys.argv = ["radvlm-edge", "infer", "--help"]
+from radvlm_edge.cli import main
+try:
+    main()
+finally:
+    print("LOADED", *sys.modules)
+"""
+
+
+@pytest.mark.parametrize("code", ["import sys, radvlm_edge; print('LOADED', *sys.modules)", HELP])
+def test_starting_loads_no_engine(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    loaded = result.stdout.partition("LOADED")[2].split()
+    assert "radvlm_edge" in loaded, result.stderr
+    assert not {"torch", "transformers", "onnxruntime", "llama_cpp", "numpy"} & set(loaded)
+
+
+def test_links_for_type_checkers_point_at_the_rooms() -> None:
+    for room in ROOMS:
+        link = ROOT / "src" / "radvlm_edge" / room
+        assert link.is_symlink() and link.resolve() == ROOT / room
+
+
+def test_rooms_are_flat() -> None:
+    nested = [p for room in ROOMS for p in (ROOT / room).rglob("*.py") if p.parent != ROOT / room]
+    assert not nested, "packages inside a room are not found by setup.py's mapping"
+
+
+@pytest.fixture(scope="module")
+def base_bin() -> Path:
+    """Folder of executables of an environment that holds the built wheel and its base install."""
+    folder = os.environ.get("RADVLM_EDGE_BASE_BIN")
+    if not folder:
+        pytest.skip("RADVLM_EDGE_BASE_BIN is unset; `make test` builds the base install and sets it")
+    return (ROOT / folder).absolute()
+
+
+def test_wheel_holds_every_room_and_the_demonstration_bundle(base_bin: Path) -> None:
+    (wheel,) = (ROOT / "dist").glob("radvlm_edge-*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"radvlm_edge/{p.name}" for p in (ROOT / "src" / "radvlm_edge").glob("*.py")}
+    wanted |= {f"radvlm_edge/cli/{p.name}" for p in (ROOT / "src" / "radvlm_edge" / "cli").glob("*.py")}
+    wanted |= {f"radvlm_edge/{room}/{p.name}" for room in ROOMS for p in (ROOT / room).glob("*.py")}
+    demo = ROOT / "src" / "radvlm_edge" / "demo.bundle"
+    wanted |= {
+        f"radvlm_edge/demo.bundle/{p.relative_to(demo).as_posix()}" for p in demo.rglob("*") if p.is_file()
+    }
+    wanted.add("radvlm_edge/py.typed")
+    assert {name for name in held if name.startswith("radvlm_edge/")} == wanted
+
+
+def test_base_install_is_small_and_loads_no_torch(base_bin: Path) -> None:
+    code = (
+        "import sys, sysconfig, radvlm_edge.runtime.reader\n"
+        "print([m for m in ('torch', 'transformers', 'optimum', 'onnx') if m in sys.modules])\n"
+        "print(sysconfig.get_path('purelib'))"
+    )
+    result = subprocess.run(
+        [base_bin / "python", "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    loaded, site = result.stdout.splitlines()
+    assert loaded == "[]"
+    packages = {p.name.split("-")[0].lower() for p in Path(site).glob("*.dist-info")}
+    assert not packages & TORCH_WORLD
+    size = sum(p.stat().st_size for p in Path(site).rglob("*") if p.is_file() and not p.is_symlink())
+    assert size < 400e6, f"{size / 1e6:.0f} MB"
+
+
+def test_base_install_answers_without_a_network(base_bin: Path) -> None:
+    command = [
+        base_bin / "radvlm-edge",
+        "infer",
+        ROOT / "examples" / "chest.dcm",
+        "--ask",
+        "any effusion?",
+        "--json",
+    ]
+    isolated = shutil.which("unshare") and os.geteuid() == 0
+    result = subprocess.run(
+        ["unshare", "--net", *command] if isolated else command, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    (answer,) = json.loads(result.stdout)["answers"]
+    assert answer["text"].split()[0].strip(",.") in ("Yes", "No")
+    assert "not for diagnosis" in result.stderr and "synthetic films" in result.stderr
