@@ -2,8 +2,9 @@
 # make test   every test          make check  lint, types, generated pages
 # make bench  where the time goes on this machine
 PYTHON ?= python3
-# The oldest Python the runtime supports, where it is installed: the base install is tested on it.
-OLDEST ?= $(firstword $(foreach v,3.10 3.11 3.12 3.13,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
+# The base install is tested on 3.10, the oldest supported, where one is installed (pyenv's count).
+PYTHON310 := $(firstword $(foreach python,python3.10 $(wildcard $(PYENV_ROOT)/versions/3.10*/bin/python3.10),$(shell $(python) -c 'import sys; print(sys.executable)' 2>/dev/null)))
+OLDEST ?= $(or $(PYTHON310),$(PYTHON))
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 BASE_BIN = .venv-base/bin
