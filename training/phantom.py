@@ -154,7 +154,7 @@ def _expose(rng: np.random.Generator, attenuation: Field) -> npt.NDArray[np.uint
             (0, 0, width * depth, height),
             (width * (1 - depth), 0, width, height),
         )
-        pen.rectangle(corners[edge], fill=int(0 if rng.random() < 0.85 else 250))
+        pen.rectangle(corners[edge], fill=0 if rng.random() < 0.85 else 250)
     if rng.random() < 0.7:
         spot = (width * rng.choice([0.05, 0.9]), height * rng.uniform(0.03, 0.3))
         pen.text(spot, str(rng.choice(["L", "R", "AP", "PORTABLE"])), fill=int(rng.integers(200, 256)))

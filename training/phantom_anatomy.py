@@ -1,18 +1,19 @@
 """A chest drawn from a random generator: where its structures lie and how much they attenuate.
 
 Body coordinates: x grows to the image's right, the patient's left; y grows downwards; the thorax
-is about 2 wide, its apices near y = -1. Every field is `[H, W]` float32.
+is about 2 wide, its apices near y = -1. Every field is `[H, W]`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-Field = npt.NDArray[np.float32]
+Field = npt.NDArray[np.floating[Any]]
 
 SIDES = {"right": -1.0, "left": 1.0}
 """The patient's sides, as signs of x: the patient's right is on the image's left."""

@@ -67,18 +67,18 @@ EFFECTS = {"pleural effusion": effusion, "pneumothorax": pneumothorax, "consolid
 
 
 def draw_findings(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(name, side) of what this person has; side is empty for the heart. A fifth has nothing."""
-    if rng.random() < 0.2:
+    """(name, side) of what this person has; side is empty for the heart. An eighth has nothing on purpose."""
+    if rng.random() < 0.125:
         return []
     found: list[tuple[str, str]] = []
     both = ["right", "left"]
-    if rng.random() < 0.42:
+    if rng.random() < 0.48:
         sides = both if rng.random() < 0.25 else [both[rng.integers(2)]]
         found += [("pleural effusion", side) for side in sides]
-    if rng.random() < 0.36:
+    if rng.random() < 0.44:
         found.append(("pneumothorax", both[rng.integers(2)]))
-    if rng.random() < 0.42:
+    if rng.random() < 0.48:
         found.append(("cardiomegaly", ""))
-    if rng.random() < 0.40:
+    if rng.random() < 0.48:
         found.append(("consolidation", both[rng.integers(2)]))
     return found
