@@ -21,7 +21,8 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """llama.cpp logs hundreds of lines a load; what matters comes back as an error."""
 
 
-def _first_use() -> None:
+def quiet() -> None:
+    """Keep llama.cpp from writing to stderr, and ready its backends."""
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
@@ -33,7 +34,7 @@ class Llama:
     """
 
     def __init__(self, path: Path, *, context: int, threads: int, sequences: int, gpu_layers: int) -> None:
-        _first_use()
+        quiet()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = gpu_layers
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
