@@ -300,7 +300,7 @@ def detect(rng: np.random.Generator, labels: Labels) -> Exchange:
 def report(rng: np.random.Generator, labels: Labels) -> Exchange:
     """One sentence for each of heart, lungs and both pleural findings."""
     sentences = [
-        "The heart is enlarged." if "cardiomegaly" in labels.present else "The heart size is normal."
+        "There is cardiomegaly." if "cardiomegaly" in labels.present else "The heart size is normal."
     ]
     for name in ("consolidation", "pleural effusion", "pneumothorax"):
         if name in labels.present:

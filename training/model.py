@@ -136,6 +136,7 @@ def build_model(sizes: Sizes, tokenizer: Any, seed: int) -> LlavaOnevisionForCon
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
                 torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * 0.7)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.05)
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.text_config.bos_token_id,
         pad_token_id=model.config.text_config.pad_token_id,

@@ -22,7 +22,8 @@ SIDES = {"right": -1.0, "left": 1.0}
 def step(distance: Field, width: float) -> Field:
     """0 to 1 across an edge of this width, smooth; `distance` is positive inside."""
     t = np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
-    return t * t * (3 - 2 * t)
+    smooth: Field = t * t * (3 - 2 * t)
+    return smooth
 
 
 def band(distance: Field, half_width: float | Field, softness: float) -> Field:
@@ -57,7 +58,8 @@ class Lung:
         across = (x * self.sign - axis) / half
         shoulder = self.apex + 0.95
         up = np.minimum(y - shoulder, 0) / np.float32(0.95)
-        return across * across + up * up
+        radius: Field = across * across + up * up
+        return radius
 
     def floor(self, x: Field) -> Field:
         """y of the hemidiaphragm at each x."""
@@ -138,13 +140,14 @@ def mediastinum_field(x: Field, y: Field, anatomy: Anatomy) -> Field:
     half = 0.15 + 0.05 * np.clip(y + 0.5, 0, 1)
     column = band(x, half, 0.12) * step(y + 1.15, 0.2)
     knob = step(1 - ((x - 0.11) / 0.15) ** 2 - ((y + 0.43) / 0.19) ** 2, 0.9)
-    return np.maximum(column, 0.9 * knob)
+    both: Field = np.maximum(column, 0.9 * knob)
+    return both
 
 
 def spine_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
     """Vertebral bodies with gaps at the discs."""
-    discs = 0.75 + 0.25 * np.cos(2 * np.pi * y / np.float32(0.17))
-    return band(x, 0.085, 0.05) * discs
+    discs: Field = 0.75 + 0.25 * np.cos(2 * np.pi * y / np.float32(0.17))
+    return discs * band(x, 0.085, 0.05)
 
 
 def rib_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
@@ -179,7 +182,8 @@ def body_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
     neck = step(0.36 + 0.5 * np.clip(y + 1.45, 0, 1) - side, 0.14) * step(-0.9 - y, 0.3)
     outline = np.maximum(np.maximum(torso * shoulders, arms * 0.8), neck * 0.8)
     depth = 0.75 + 0.25 * np.sqrt(np.clip(1 - (x / (wall + 0.15)) ** 2, 0, 1))
-    return outline * depth
+    body: Field = outline * depth
+    return body
 
 
 def breast_field(anatomy: Anatomy, x: Field, y: Field) -> Field:

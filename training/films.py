@@ -1,0 +1,159 @@
+"""Phantoms → cached crops and dense targets; real films → augmented crops and what is known of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from radvlm_edge.errors import RecipeError
+from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.crops import cut
+from radvlm_edge.training.instructions import Labels, labels_of
+from radvlm_edge.training.phantom import make_phantom
+from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.targets import Targets, film_targets
+
+NIH_NAMES = {
+    "pleural effusion": "Effusion",
+    "pneumothorax": "Pneumothorax",
+    "cardiomegaly": "Cardiomegaly",
+    "consolidation": "Consolidation",
+}
+
+
+@dataclass(frozen=True)
+class PhantomSet:
+    """Phantoms as the model sees them; index i belongs to seed `first + i`."""
+
+    crops: npt.NDArray[np.uint8]
+    """`[N, V, S, S]` grey: base view, then tiles."""
+    sizes: npt.NDArray[np.int64]
+    """`[N, 2]` height and width of the films in pixels."""
+    targets: Targets
+    labels: list[Labels]
+
+
+def _draw(job: tuple[int, tuple[int, int], Geometry]) -> tuple[npt.NDArray[np.uint8], Any, Targets, Labels]:
+    seed, short_px, geometry = job
+    phantom = make_phantom(seed, short_px)
+    crops, layout = cut(phantom.pixels, geometry)
+    return crops[:, 0], (layout.height, layout.width), film_targets(phantom, geometry), labels_of(phantom)
+
+
+def draw_phantoms(
+    first: int, count: int, short_px: tuple[int, int], geometry: Geometry, workers: int = 2
+) -> PhantomSet:
+    """Draw and cut phantoms of seeds `first` onwards, in as many processes as `workers`.
+
+    Raises RecipeError if films of this size do not all give the same number of crops.
+    """
+    jobs = [(first + index, short_px, geometry) for index in range(count)]
+    if workers > 1 and count > 64:
+        with ProcessPoolExecutor(workers) as pool:
+            drawn = list(pool.map(_draw, jobs, chunksize=32))
+    else:
+        drawn = [_draw(job) for job in jobs]
+    crops, sizes, targets, labels = zip(*drawn, strict=True)
+    if len({one.shape for one in crops}) > 1:
+        raise RecipeError(f"films of {short_px} px give different numbers of crops; use larger ones")
+    return PhantomSet(np.stack(crops), np.array(sizes), Targets.stack(list(targets)), list(labels))
+
+
+@dataclass(frozen=True)
+class RealFilm:
+    """One NIH film; labels are text-mined from its report."""
+
+    name: str
+    patient: str
+    pixels: npt.NDArray[np.uint8]
+    """`[H, W]`, at most 320 px a side."""
+    present: frozenset[str]
+    normal: bool
+    """The report mentions no finding at all."""
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(self.present, localised=False)
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """Real films of one split."""
+
+    films: tuple[RealFilm, ...]
+
+    def pick(self, rng: np.random.Generator) -> tuple[RealFilm, str]:
+        """A film and the finding to ask about: present as often as absent, effusion most often."""
+        name = FINDINGS[int(rng.choice(len(FINDINGS), p=[0.55, 0.15, 0.15, 0.15]))]
+        here = bool(rng.random() < 0.5)
+        # a text-mined "not mentioned" is only trusted on films without any finding, for consolidation
+        fitting = [
+            film
+            for film in self.films
+            if (name in film.present) == here and (here or film.normal or name == "pleural effusion")
+        ]
+        fitting = fitting or list(self.films)
+        film = fitting[int(rng.integers(len(fitting)))]
+        return film, name
+
+
+def data_folder() -> Path | None:
+    """The folder with nih_cxr14/ that RADVLM_EDGE_DATA names; None where there is none."""
+    named = os.environ.get("RADVLM_EDGE_DATA")
+    if not named or not (Path(named) / "nih_cxr14" / "labels.csv").is_file():
+        return None
+    return Path(named)
+
+
+def load_real(folder: Path, split: str) -> RealSet:
+    """Read the NIH films of a patient-wise split (`train` or `val`)."""
+    root = folder / "nih_cxr14"
+    films = []
+    with (root / "labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["split"] != split:
+                continue
+            said = set(row["labels"].split("|"))
+            image = Image.open(root / "images" / row["image"]).convert("L")
+            image.thumbnail((320, 320), Image.Resampling.BICUBIC)
+            present = frozenset(name for name, theirs in NIH_NAMES.items() if theirs in said)
+            normal = "No Finding" in said
+            films.append(RealFilm(row["image"], row["patient"], np.asarray(image), present, normal))
+    if not films:
+        raise RecipeError(f"{root / 'labels.csv'}: no film of split {split!r}")
+    return RealSet(tuple(films))
+
+
+def augment(rng: np.random.Generator, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Shift, turn, scale and re-expose a film `[H, W]`; never mirrored: the heart lies on the left."""
+    height, width = pixels.shape
+    angle, scale = rng.normal(0, 0.05), np.exp(rng.normal(0, 0.06))
+    stretch = np.exp(rng.normal(0, 0.04))
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    cx, cy = width * (0.5 + rng.normal(0, 0.03)), height * (0.5 + rng.normal(0, 0.03))
+    turn = (
+        cos * stretch, sin, width / 2 - cos * stretch * cx - sin * cy,
+        -sin, cos / stretch, height / 2 + sin * cx - cos / stretch * cy,
+    )  # fmt: skip
+    moved = Image.fromarray(pixels).transform(
+        (width, height), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR
+    )
+    level = np.asarray(moved, np.float32) / 255
+    level = level ** np.float32(np.exp(rng.normal(0, 0.25)))
+    level = (level - 0.5) * np.float32(np.exp(rng.normal(0, 0.15))) + 0.5 + np.float32(rng.normal(0, 0.05))
+    level = level + rng.standard_normal(level.shape, np.float32) * np.float32(rng.uniform(0, 0.02))
+    return np.clip(level * 255, 0, 255).astype(np.uint8)
+
+
+def cache_key(*parts: object) -> str:
+    """Short digest that tells one cache from another."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""Many exchanges behind one film: token ids, positions, targets and the mask that keeps them apart.
+
+Each conversation sees the film's tokens and itself, at the positions it would have alone, so what
+is learned is what inference computes; the film's tokens are paid for once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from radvlm_edge.training.instructions import Exchange
+from radvlm_edge.training.tokenizer import TURN_END, TURN_START
+
+HEAD = f"{TURN_START}user\n"
+"""What stands before the image."""
+DECISION_WEIGHT = 5.0
+"""How much more the Yes or No of an answer counts than its other tokens."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One conversation about the film, the film's own tokens left out."""
+
+    ids: list[int]
+    weights: list[float]
+    """Of each token as a target; 0 where nothing is learned."""
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text).ids)
+
+
+def conversation(tokenizer: Any, turns: Sequence[Exchange]) -> Block:
+    """The chat template's text behind the image, answers weighted as targets."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for index, turn in enumerate(turns):
+        lead = "\n" if index == 0 else f"\n{TURN_START}user\n"
+        asked = _ids(tokenizer, f"{lead}{turn.question}{TURN_END}\n{TURN_START}assistant\n")
+        answered = _ids(tokenizer, f"{turn.answer}{TURN_END}")
+        ids += asked + answered
+        decision = DECISION_WEIGHT if turn.task == "yesno" else 1.0
+        weights += [0.0] * len(asked) + [decision] + [1.0] * (len(answered) - 1)
+    return Block(ids, weights)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of B films, padded to L tokens: prefix (head and image), then blocks."""
+
+    ids: torch.Tensor
+    """`[B, L]`; 0 at image tokens and padding."""
+    positions: torch.Tensor
+    """`[B, L]`, restarted behind the image for every block."""
+    mask: torch.Tensor
+    """`[B, 1, L, L]` added to attention scores: 0 or -inf's stand-in."""
+    targets: torch.Tensor
+    """`[B, L]`: the token that follows."""
+    weights: torch.Tensor
+    """`[B, L]` float32."""
+    head: int
+    """Tokens before the image."""
+
+
+def pack(tokenizer: Any, image_tokens: Sequence[int], blocks: Sequence[Sequence[Block]]) -> Packed:
+    """Lay out films of so many image tokens with their blocks."""
+    head = _ids(tokenizer, HEAD)
+    prefixes = [len(head) + count for count in image_tokens]
+    length = max(
+        prefix + sum(len(block.ids) for block in own) for prefix, own in zip(prefixes, blocks, strict=True)
+    )
+    films = len(prefixes)
+    ids, positions, targets = (torch.zeros(films, length, dtype=torch.long) for _ in range(3))
+    weights = torch.zeros(films, length)
+    group = torch.full((films, length), -1)
+    for row, (prefix, own) in enumerate(zip(prefixes, blocks, strict=True)):
+        ids[row, : len(head)] = torch.tensor(head)
+        positions[row, :prefix] = torch.arange(prefix)
+        group[row, :prefix] = 0
+        at = prefix
+        for index, block in enumerate(own):
+            end = at + len(block.ids)
+            ids[row, at:end] = torch.tensor(block.ids)
+            positions[row, at:end] = prefix + torch.arange(end - at)
+            group[row, at:end] = index + 1
+            targets[row, at : end - 1] = ids[row, at + 1 : end]
+            weights[row, at : end - 1] = torch.tensor(block.weights[1:])
+            at = end
+    order = torch.arange(length)
+    same = group[:, :, None] == group[:, None, :]
+    film = (group[:, None, :] == 0) & (group[:, :, None] >= 0)
+    seen = (same | film) & (order[None, :, None] >= order[None, None, :])
+    mask = torch.zeros(films, 1, length, length).masked_fill_(~seen[:, None], torch.finfo(torch.float32).min)
+    return Packed(ids, positions, mask, targets, weights, len(head))

@@ -1,0 +1,110 @@
+"""A phantom's masks and boxes → what the tower is taught at every patch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.crops import plan
+from radvlm_edge.training.phantom import Phantom
+from radvlm_edge.training.phantom_findings import SIDED
+
+PRESENCES = (*(f"{side} {name}" for name in SIDED for side in ("right", "left")), "cardiomegaly")
+"""What the tower's presence head says, in order."""
+AREAS = (*PRESENCES, "right lung", "left lung", "cardiac silhouette", "mediastinum")
+"""What the tower's dense head says of every patch, in order; findings first."""
+REGIONS = (
+    "right lung",
+    "left lung",
+    "cardiac silhouette",
+    "mediastinum",
+    "spine",
+    "trachea",
+    "carina",
+    "aortic arch",
+    *(
+        f"{side} {part}"
+        for part in (
+            "upper lung zone",
+            "mid lung zone",
+            "lower lung zone",
+            "hemidiaphragm",
+            "costophrenic angle",
+            "hilar structures",
+            "clavicle",
+        )
+        for side in ("right", "left")
+    ),
+)
+BOXES = (*AREAS[: len(PRESENCES) + 3], *REGIONS[3:])
+"""Whose boxes the tower is asked for."""
+
+
+def presences_of(name: str) -> list[int]:
+    """Indices in PRESENCES that belong to a finding, whatever its side."""
+    return [index for index, one in enumerate(PRESENCES) if one.endswith(name)]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Arrays of one film, or of N with a leading axis."""
+
+    areas: npt.NDArray[np.uint8]
+    """`[V, P, A]`: 255 times the share of each patch of each crop that each of AREAS covers."""
+    presence: npt.NDArray[np.bool_]
+    """`[len(PRESENCES)]`."""
+    boxes: npt.NDArray[np.float32]
+    """`[len(BOXES), 4]` fractions; NaN where there is none."""
+
+    @classmethod
+    def stack(cls, films: list[Targets]) -> Targets:
+        return cls(
+            np.stack([one.areas for one in films]),
+            np.stack([one.presence for one in films]),
+            np.stack([one.boxes for one in films]),
+        )
+
+
+def film_targets(phantom: Phantom, geometry: Geometry) -> Targets:
+    """Everything the tower is taught about one phantom."""
+    shape = phantom.pixels.shape
+    layout = plan(shape[0], shape[1], geometry)
+    views = 1 + layout.grid[0] * layout.grid[1]
+    areas = np.zeros((views, geometry.tokens_per_crop, len(AREAS)), np.uint8)
+    for index, name in enumerate(AREAS):
+        mask = phantom.masks.get("cardiac silhouette" if name == "cardiomegaly" else name)
+        if mask is not None and (name != "cardiomegaly" or phantom.has(name)):
+            areas[:, :, index] = _by_patch(mask, geometry)
+    named = phantom.regions | {f"{one.side} {one.name}".strip(): one.box for one in phantom.findings}
+    boxes = np.full((len(BOXES), 4), np.nan, np.float32)
+    for index, name in enumerate(BOXES):
+        if name in named:
+            boxes[index] = named[name]
+    presence = np.array([f"{name}" in named for name in PRESENCES])
+    return Targets(areas, presence, boxes)
+
+
+def _by_patch(mask: npt.NDArray[np.bool_], geometry: Geometry) -> npt.NDArray[np.uint8]:
+    """Share of each patch that a mask `[H, W]` covers, times 255: `[V, P]`, crops as `cut` cuts them."""
+    height, width = mask.shape
+    layout = plan(height, width, geometry)
+    side = geometry.side
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    base = np.asarray(image.resize((side, side), Image.Resampling.BOX))
+    scale = min(layout.canvas[1] / width, layout.canvas[0] / height)
+    fitted = (
+        min(math.ceil(height * scale), layout.canvas[0]),
+        min(math.ceil(width * scale), layout.canvas[1]),
+    )
+    canvas = Image.new("L", (layout.canvas[1], layout.canvas[0]))
+    corner = ((layout.canvas[1] - fitted[1]) // 2, (layout.canvas[0] - fitted[0]) // 2)
+    canvas.paste(image.resize((fitted[1], fitted[0]), Image.Resampling.NEAREST), corner)
+    rows, columns = layout.grid
+    patches = np.asarray(canvas.resize((columns * side, rows * side), Image.Resampling.BOX))
+    tiles = patches.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows * columns, side * side)
+    return np.concatenate([base.reshape(1, -1), tiles])
