@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import (
     LlavaOnevisionConfig,
@@ -73,3 +75,26 @@ def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[layer]
         tokens: torch.Tensor = model.model.multi_modal_projector(hidden)
     return tokens
+
+
+def normalise(checkpoint: Checkpoint, views: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Crops `[n, 3, S, S]` uint8 → float32 as the reference's tower wants them."""
+    values = checkpoint.preprocessing
+    mean, std = (torch.tensor(values[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (torch.from_numpy(views).float() * values["rescale"] - mean) / std
+
+
+def language_logits(
+    model: Any, head: list[int], image: npt.NDArray[np.float32], tail: list[int]
+) -> npt.NDArray[np.float32]:
+    """transformers' logits `[len(tail), vocab]` behind every token of `tail`.
+
+    The sequence is token ids `head`, embeddings `image` `[t, d]`, token ids `tail`.
+    """
+    embed = model.get_input_embeddings()
+    with torch.no_grad():
+        before, behind = (embed(torch.tensor(ids, dtype=torch.long)) for ids in (head, tail))
+        whole = torch.cat([before, torch.from_numpy(image), behind])[None]
+        hidden = model.model.language_model(inputs_embeds=whole).last_hidden_state
+        logits: npt.NDArray[np.float32] = model.lm_head(hidden[0, -len(tail) :]).numpy()
+    return logits

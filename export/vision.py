@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def write_vision(checkpoint: Checkpoint, graph: VisionGraph, precision: str, pat
     module: Any = copy.deepcopy(graph).to(dtype) if dtype != torch.float32 else graph
     module.config = _TraceConfig(checkpoint.config.geometry.crop_px)
     config = VisionOnnxConfig(module.config, task="feature-extraction")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own exporters
         export_pytorch(module, config, OPSET, path, input_shapes={"batch_size": 2})
     _settle(path)
 

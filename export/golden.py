@@ -1,0 +1,43 @@
+"""Small tensors in the bundle, so that a machine can test itself: golden.npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.reference import image_features, language_logits, normalise
+
+KEPT_TOKENS, KEPT_LOGITS = 32, 32
+
+
+def write_golden(checkpoint: Checkpoint, reference: Any, path: Path) -> None:
+    """Write inputs and the float32 reference's outputs:
+
+    `crop` `[1, 3, S, S]` uint8 noise; `token_rows` and `tokens`: some projected tokens of it;
+    `image` `[8, d]`: embeddings standing for an image; `prompt`: token ids behind them;
+    `logit_ids`, `logits`: the largest final logits; `logit_std`: their standard deviation.
+    """
+    geometry = checkpoint.config.geometry
+    rng = np.random.default_rng(7)
+    crop = rng.integers(0, 256, (1, 3, geometry.crop_px, geometry.crop_px), dtype=np.uint8)
+    tokens = image_features(reference, normalise(checkpoint, crop)).numpy()[0]
+    rows = np.linspace(0, len(tokens) - 1, min(KEPT_TOKENS, len(tokens))).astype(np.int64)
+    image = tokens[:8].astype(np.float32)
+    prompt = rng.integers(0, min(200, geometry.vocab), 16).tolist()
+    logits = language_logits(reference, [], image, prompt)[-1]
+    largest = np.argsort(-logits)[:KEPT_LOGITS]
+    np.savez_compressed(
+        path,
+        crop=crop,
+        token_rows=rows,
+        tokens=tokens[rows],
+        token_scale=np.abs(tokens).max(),
+        image=image,
+        prompt=np.array(prompt, np.int64),
+        logit_ids=largest,
+        logits=logits[largest],
+        logit_std=logits.std(),
+    )
