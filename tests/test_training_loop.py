@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the torch world (extra `train`)")
+pytest.importorskip("torch", reason="needs the torch world (extra `train`)")
 pytest.importorskip("accelerate", reason="needs the torch world (extra `train`)")
+
+import torch
 
 from radvlm_edge.errors import OutputError, RecipeError
 from radvlm_edge.runtime.crops import cut
@@ -77,7 +79,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     straight = train.run(recipe, tmp_path / "straight", resume=False)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     inner = Stage.run
@@ -85,14 +87,14 @@ def test_a_killed_run_resumes_to_the_same_weights(
     def run(self: Stage, compute: Any) -> None:
         def dying(step: int) -> Any:
             if self.name == killed_in and step == 3:
-                raise Killed
+                raise KilledError
             return compute(step)
 
         inner(self, dying)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "run", run)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train.run(recipe, tmp_path / "killed", resume=False)
     resumed = train.run(recipe, tmp_path / "killed", resume=True)
     first, second = _weights(straight), _weights(resumed)
