@@ -11,11 +11,6 @@ from radvlm_edge.runtime.answers import parse_labels
 from radvlm_edge.runtime.prompts import TASKS
 from radvlm_edge.training.curriculum import film_exchanges, real_exchanges
 from radvlm_edge.training.instructions import (
-    CLASSIFY,
-    DETECT,
-    LOCATE,
-    PHRASE,
-    REPORT,
     Exchange,
     Labels,
     box_text,
@@ -26,6 +21,7 @@ from radvlm_edge.training.instructions import (
 )
 from radvlm_edge.training.phantom import make_phantom
 from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.phrasings import CLASSIFY, DETECT, LOCATE, PHRASE, REPORT
 
 
 @pytest.fixture(scope="module")

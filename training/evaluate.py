@@ -14,11 +14,12 @@ from transformers import DynamicCache
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import RealSet, draw_phantoms
-from radvlm_edge.training.instructions import SPOKEN, Labels
+from radvlm_edge.training.instructions import Labels
 from radvlm_edge.training.language import image_tokens_of
 from radvlm_edge.training.packing import HEAD
 from radvlm_edge.training.phantom import Box
 from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.phrasings import SPOKEN
 from radvlm_edge.training.tokenizer import TURN_END, TURN_START
 
 FIRST_HELD_OUT = 10_000_000

@@ -1,8 +1,4 @@
-"""What is known about a film → questions and answers in RadVLM's forms.
-
-Where a wording is RadVLM's (uzh-dqbm-cmi/RadVLM, radvlm/data/create_instructions.py) it is kept,
-because the runtime's task presets use it. numpy only.
-"""
+"""What is known about a film → questions and answers in RadVLM's forms; numpy only."""
 
 from __future__ import annotations
 
@@ -13,6 +9,27 @@ import numpy as np
 
 from radvlm_edge.training.phantom import Box, Phantom
 from radvlm_edge.training.phantom_findings import FINDINGS, SIDED
+from radvlm_edge.training.phrasings import (
+    ARTICLE,
+    CLASSIFY,
+    DETECT,
+    DETECTED,
+    EFFUSION,
+    ENLARGED,
+    LOCATE,
+    LOCATED,
+    NEGATED,
+    NONE,
+    ON_SIDE,
+    ONE,
+    PHRASE,
+    PHRASED,
+    PLAIN,
+    REPORT,
+    SEVERAL,
+    SIDED_FORMS,
+    SPOKEN,
+)
 
 
 @dataclass(frozen=True)
@@ -59,143 +76,6 @@ def labels_of(phantom: Phantom) -> Labels:
 def box_text(box: Box) -> str:
     """RadVLM's box: fractions x1, y1, x2, y2 rounded to 2 digits, as Python writes them."""
     return str([round(float(value), 2) for value in box])
-
-
-SPOKEN = {
-    "pleural effusion": ("effusion", "pleural effusion", "pleural fluid", "effusions", "pleural effusions"),
-    "pneumothorax": ("pneumothorax",),
-    "cardiomegaly": ("cardiomegaly", "cardiac enlargement", "heart enlargement"),
-    "consolidation": ("consolidation", "airspace consolidation", "lung consolidation"),
-}
-"""How people say a finding; the first is the shortest."""
-
-PLAIN = (
-    "any {}?",
-    "Any {}?",
-    "{}?",
-    "any {}",
-    "any sign of {}?",
-    "any signs of {}?",
-    "any evidence of {}?",
-    "Is there {}?",
-    "is there {}?",
-    "Is there any {}?",
-    "is there any {}?",
-    "Is there evidence of {}?",
-    "Are there signs of {}?",
-    "Do you see {}?",
-    "Do you see any {}?",
-    "Can you see {}?",
-    "Does this film show {}?",
-    "Does this chest X-ray show {}?",
-    "Does this Chest X-ray show any {}?",
-    "Does the patient have {}?",
-    "Is {} present?",
-    "Is {} visible on this image?",
-    "{} present?",
-    "{}, yes or no?",
-    "Check for {}.",
-    "Look for {}.",
-)
-ARTICLE = ("Is there {}?", "is there {}?", "Do you see {}?", "Does this film show {}?", "Is {} present?")
-EFFUSION = ("a pleural effusion", "an effusion")
-ENLARGED = (
-    "Is the heart enlarged?",
-    "is the heart enlarged?",
-    "Is the heart too big?",
-    "enlarged heart?",
-    "any enlarged heart?",
-    "Is the cardiac silhouette enlarged?",
-    "Does this film show an enlarged heart?",
-    "big heart?",
-)
-NEGATED = (
-    "no {}?",
-    "No {}?",
-    "Is the film free of {}?",
-    "is the film free of {}?",
-    "Is this chest X-ray free of {}?",
-    "Is {} absent?",
-    "There is no {}, right?",
-    "Can {} be excluded?",
-)
-SIDED_FORMS = (
-    "{} {}?",
-    "any {} {}?",
-    "Is there a {} {}?",
-    "Is there {} {}?",
-    "is there a {} {}?",
-    "Do you see a {} {}?",
-    "Does this film show a {} {}?",
-    "Any sign of a {} {}?",
-)
-ON_SIDE = (
-    "Is there {1} on the {0}?",
-    "any {1} on the {0} side?",
-    "{1} on the {0}?",
-    "Is there {1} on the {0} side?",
-)
-
-CLASSIFY = (
-    "Are there any abnormalities on this Chest X-ray?",
-    "Please identify abnormalities on this X-ray.",
-    "Identify abnormalities on this image",
-    "What abnormalities do you see?",
-    "Which findings are present?",
-    "List the findings.",
-    "What is wrong on this film?",
-    "any abnormality?",
-    "any findings?",
-)
-SEVERAL = (
-    "The following abnormalities are identified:",
-    "The analysis reveals these abnormalities:",
-    "The Chest X-ray includes the following abnormalities:",
-)
-ONE = ("The following abnormality is present:", "The Chest X-ray includes the following finding:")
-NONE = (
-    "No abnormalities or lesions are detected on this Chest X-ray.",
-    "There are no findings on this Chest X-ray.",
-)
-
-LOCATE = (
-    "Where is the {} located in this Chest X-ray?",
-    "Can you point out the {}'s position on the image?",
-    "Show me the {}'s location on this CXR.",
-    "Indicate the position of the {} on this image.",
-    "Where is the {}?",
-    "where is the {}?",
-    "Locate the {}.",
-    "Where exactly is the {} on this film?",
-)
-LOCATED = (
-    "The {} is located at the coordinates {} on the image.",
-    "You'll find the {} at {} in the X-ray.",
-    "For the {}, the coordinates are {} on the X-ray.",
-)
-PHRASE = (
-    "Please locate the following sentence: {}",
-    "Find the region corresponding to: {}",
-    "Please indicate where this finding is located: {}",
-)
-PHRASED = (
-    "This sentence is located at the coordinates {} on the image.",
-    "The bounding box for this observation is {}.",
-    "Its location is given by {}.",
-)
-DETECT = (
-    "Are abnormalities present on this Chest X-ray? Where exactly can they be found?",
-    "Which abnormalities are there, and where?",
-)
-DETECTED = ("Sure! I can find", "Upon examination, I detect", "The findings include")
-REPORT = (
-    "Provide a radiology report for this Chest X-Ray.",
-    "Write a radiology report for this Chest X-ray.",
-    "Analyze this image and provide a report.",
-    "Please provide a brief radiology report.",
-    "Describe this film.",
-    "report",
-)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
