@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from radvlm_edge.runtime.film import Film, load_film
 
 from radvlm_edge.bundle import Bundle, demo_bundle
 from radvlm_edge.errors import QuestionError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.vision import VisionTower, open_tower
 

@@ -30,7 +30,7 @@ from radvlm_edge.runtime import dicom
 from radvlm_edge.runtime.film import Film, load_film
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
-RAMP = np.linspace(0, 4095, 40 * 30).reshape(40, 30).astype(np.uint16)
+RAMP = np.linspace(0, 4095, 80 * 70).reshape(80, 70).astype(np.uint16)
 
 
 def make(
@@ -139,7 +139,7 @@ def test_planar_colour_and_palette_become_grey() -> None:
 
 def test_frames_are_chosen_not_guessed() -> None:
     frames = np.stack([RAMP, RAMP[::-1], RAMP // 2])
-    content = make(frames[:, :, :, None][..., 0], NumberOfFrames=3, Rows=40, Columns=30)
+    content = make(frames[:, :, :, None][..., 0], NumberOfFrames=3, Rows=80, Columns=70)
     with pytest.raises(FilmError, match="3 frames; pick one with --frame 0 to 2"):
         load_film(content)
     with pytest.raises(FilmError, match="no frame 3"):
