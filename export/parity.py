@@ -185,7 +185,7 @@ def _compare_vision(
             f"vision {precision} differs by {difference:.2g} of the scale (limit {limit:g})",
         )
     found.figures["vision"] = figures
-    return reference.reshape(-1, reference.shape[-1])  # type: ignore[no-any-return]
+    return reference.reshape(-1, reference.shape[-1])
 
 
 def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

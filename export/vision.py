@@ -41,8 +41,10 @@ class Block(nn.Module):
         self.tokens, self.width = checkpoint.config.geometry.tokens_per_crop, tower.width
         self.heads, self.head_dim = tower.heads, tower.width // tower.heads
         layer = f"{ROOT}encoder.layers.{index}."
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, _linear(checkpoint, f"{layer}self_attn.{name}"))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            _linear(checkpoint, f"{layer}self_attn.{name}")
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        )
         self.fc1, self.fc2 = (_linear(checkpoint, f"{layer}mlp.{name}") for name in ("fc1", "fc2"))
         self.norm1, self.norm2 = (
             _norm(checkpoint, f"{layer}layer_norm{n}", tower.width, tower.eps) for n in (1, 2)
@@ -54,7 +56,8 @@ class Block(nn.Module):
         q, k, v = (self._split(proj(y)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         weights = torch.softmax((q * self.head_dim**-0.5) @ k.transpose(-1, -2), dim=-1)
         x = x + self.out_proj((weights @ v).transpose(1, 2).reshape(-1, self.tokens, self.width))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        out: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+        return out
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(-1, self.tokens, self.heads, self.head_dim).transpose(1, 2)
@@ -71,7 +74,7 @@ class VisionGraph(nn.Module):
         geometry = checkpoint.config.geometry
         values = checkpoint.preprocessing
         self.mean: torch.Tensor
-        self.scale: torch.Tensor
+        self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(values["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(values["std"]).view(1, 3, 1, 1))
         self.rescale = float(values["rescale"])
@@ -88,7 +91,8 @@ class VisionGraph(nn.Module):
         x = self.patch(x.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.linear_2(F.gelu(self.linear_1(x))).float()
+        tokens: torch.Tensor = self.linear_2(F.gelu(self.linear_1(x))).float()
+        return tokens
 
 
 class _Crops(DummyInputGenerator):  # type: ignore[misc]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut
 
 from radvlm_edge.errors import FilmError
 from radvlm_edge.runtime import render as rendering

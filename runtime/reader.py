@@ -196,7 +196,7 @@ class Study:
             "language": reader.language_artefact.precision,
             "vision_backend": reader.tower.backend,
             "render": self.film.render,
-            "film": dict(self.film.provenance),
+            "film": dict(self.film.provenance or {}),
         }
 
 

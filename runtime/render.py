@@ -70,8 +70,9 @@ def equalise(pixels: Bytes) -> Bytes:
     scale = np.float32(255.0) / np.float32(rest)
     above = np.cumsum(counts) - counts[first]
     above[: first + 1] = 0
-    table = np.clip(np.rint(above.astype(np.float32) * scale), 0, 255).astype(np.uint8)
-    return table[pixels]
+    table: Bytes = np.clip(np.rint(above.astype(np.float32) * scale), 0, 255).astype(np.uint8)
+    out: Bytes = table[pixels]
+    return out
 
 
 def to_bytes(values: Floats) -> Bytes:

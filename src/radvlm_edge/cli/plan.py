@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,7 +30,7 @@ def plan(film: str, bundle: Path | None, geometry: str | None, any_modality: boo
     from radvlm_edge.runtime import crops
 
     layout = crops.plan(height, width, shapes)
-    cost = {
+    cost: dict[str, Any] = {
         "height": height,
         "width": width,
         "grid": list(layout.grid),
