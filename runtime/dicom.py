@@ -244,7 +244,8 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.floa
     if sequence:
         first, table, _ = _table(sequence[0], signed)
         return rendering.lookup(stored.astype(np.float64), first, table)
-    slope, intercept = (float(dataset.get(k) or d) for k, d in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+    stated = [dataset.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    slope, intercept = (float(d if v in (None, "") else v) for v, d in zip(stated, (1, 0), strict=True))
     if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
         raise ValueError(f"rescale slope {slope:g}, intercept {intercept:g}")
     return stored.astype(np.float64) * slope + intercept

@@ -17,8 +17,8 @@ from radvlm_edge.errors import FilmError
 from radvlm_edge.runtime import render as rendering
 from radvlm_edge.runtime.render import RENDERS
 
-MAX_PIXELS = 200_000_000
-"""Largest film read; a detector of 43 cm at 0.1 mm has 18 million."""
+MAX_PIXELS = 150_000_000
+"""Largest film read; a detector of 43 cm at 0.1 mm has 18 million. Pillow itself refuses 179 million."""
 PICTURES = ("PNG", "JPEG", "TIFF")
 
 
@@ -107,7 +107,11 @@ def _picture(content: bytes, name: str, render: str, max_pixels: int) -> Film:
         raise FilmError(
             f"{name}: not a picture Pillow can read; DICOM, PNG, JPEG and TIFF are accepted"
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+    except Image.DecompressionBombError as error:
+        raise FilmError(
+            f"{name}: has more than the {max_pixels} pixels that are read; scale it down"
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise FilmError(
             f"{name}: damaged or truncated picture ({_one_line(error)}); copy it again"
         ) from error

@@ -57,7 +57,8 @@ class Llama:
         if not self._context:
             llama_cpp.llama_model_free(self._model)
             raise BackendError(f"{path}: llama.cpp has no memory for a context of {context} tokens")
-        self.context: int = llama_cpp.llama_n_ctx(self._context)
+        # llama.cpp rounds up; the caller's limit stays the limit.
+        self.context: int = min(context, llama_cpp.llama_n_ctx(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
 
     def close(self) -> None:

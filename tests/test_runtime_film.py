@@ -220,11 +220,11 @@ def test_pictures_of_every_mode_become_grey(mode: str) -> None:
     if mode == "I;16":
         out = io.BytesIO()
         Image.fromarray(RAMP).save(out, "PNG")
-        film = load_film(out.getvalue())
+        film, shape = load_film(out.getvalue()), RAMP.shape
         assert film.pixels.max() == 255
     else:
-        film = load_film(picture(mode, "PNG"))
-    assert film.pixels.shape == (40, 30) and film.pixels.dtype == np.uint8 and not film.warnings
+        film, shape = load_film(picture(mode, "PNG")), (40, 30)
+    assert film.pixels.shape == shape and film.pixels.dtype == np.uint8 and not film.warnings
 
 
 def test_exif_orientation_is_honoured() -> None:
@@ -236,7 +236,7 @@ def test_exif_orientation_is_honoured() -> None:
 def test_bombs_are_refused_before_decoding() -> None:
     out = io.BytesIO()
     Image.new("1", (20000, 20000)).save(out, "PNG")
-    with pytest.raises(FilmError, match="20000x20000 pixels are more than"):
+    with pytest.raises(FilmError, match="more than the 150000000 pixels"):
         load_film(out.getvalue())
 
 

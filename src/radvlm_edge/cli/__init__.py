@@ -36,9 +36,8 @@ for command in (infer, chat, plan, export, verify, doctor, bench, train):
 def main() -> None:
     """Run the command line; every error of ours becomes one line and exit code 1."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = cli.main(standalone_mode=False)  # click returns an Exit's code, or the command's value
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
