@@ -1,6 +1,7 @@
 # make demo   answer a question about a real chest film, without torch
 # make test   every test          make check  lint, types, generated pages
 # make bench  where the time goes on this machine
+# make docs   docs/cli.md         make demo-bundle   src/radvlm_edge/demo.bundle from training/nano
 PYTHON ?= python3
 # The base install is tested on 3.10, the oldest supported, where one is installed (pyenv's count).
 PYTHON310 := $(firstword $(foreach python,python3.10 $(wildcard $(PYENV_ROOT)/versions/3.10*/bin/python3.10),$(shell $(python) -c 'import sys; print(sys.executable)' 2>/dev/null)))
@@ -10,7 +11,7 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 BASE_BIN = .venv-base/bin
 PACKAGING = pyproject.toml setup.py tools/llama_wheel.py
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs demo-bundle clean
 
 demo: .venv/.base
 	$(BIN)/radvlm-edge infer examples/chest.dcm --ask "any effusion?"
@@ -26,6 +27,10 @@ check: .venv/.dev
 
 bench: .venv/.base
 	$(BIN)/radvlm-edge bench examples/chest.dcm
+
+# The demonstration bundle, from its checkpoint; every version stays in the repository's history for ever.
+demo-bundle: .venv/.dev
+	$(BIN)/radvlm-edge export training/nano -o src/radvlm_edge/demo.bundle --vision fp16 --parity full --force
 
 docs: .venv/.dev
 	$(BIN)/python tools/cli_page.py docs/cli.md

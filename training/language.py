@@ -1,7 +1,8 @@
-"""Stages 2 and 3: projector and language model learn to answer, then the tower follows at a low rate."""
+"""Stages 3 and 4: projector and language model learn to answer, then the tower follows at a low rate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from torch.nn import functional as F
 
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
-from radvlm_edge.training.curriculum import film_exchanges, real_exchanges
+from radvlm_edge.training.curriculum import ask_about_findings, film_exchanges, real_exchanges
 from radvlm_edge.training.films import PhantomSet, RealSet, augment
 from radvlm_edge.training.instructions import Exchange
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.packing import Block, Packed, conversation, pack
 from radvlm_edge.training.tower import features_of, pixels_of
+
+DECISIONS = 14
+"""Further yes/no questions about each phantom whose answers end at Yes or No: deciding is learned last."""
 
 
 def image_tokens_of(model: Any, crops: Any, sizes: Any, train_tower: bool) -> list[torch.Tensor]:
@@ -36,25 +40,31 @@ def image_tokens_of(model: Any, crops: Any, sizes: Any, train_tower: bool) -> li
     return list(packed)
 
 
-def logits_where_taught(
-    model: Any, packed: Packed, images: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[m, vocab]` at the m taught places, and those places' mask `[B, L]`."""
+def hidden_states(model: Any, packed: Packed, images: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The language model's states `[B, L, d]`: embeddings, after each layer, the last one normalised."""
     embeds = model.get_input_embeddings()(packed.ids).clone()
     for row, image in enumerate(images):
         embeds[row, packed.head : packed.head + len(image)] = image
-    hidden = model.model.language_model(
+    states: tuple[torch.Tensor, ...] = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask={"full_attention": packed.mask},
         position_ids=packed.positions,
         use_cache=False,
-    ).last_hidden_state
+        output_hidden_states=True,
+    ).hidden_states
+    return states
+
+
+def logits_where_taught(
+    model: Any, packed: Packed, images: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[m, vocab]` at the m taught places, and those places' mask `[B, L]`."""
     taught = packed.weights > 0
-    return model.lm_head(hidden[taught]), taught
+    return model.lm_head(hidden_states(model, packed, images)[-1][taught]), taught
 
 
 class LanguageLoss:
-    """Batches and losses of stages 2 and 3."""
+    """Batches and losses of stages 3 and 4."""
 
     def __init__(
         self,
@@ -68,7 +78,9 @@ class LanguageLoss:
         self.films, self.real, self.tokenizer = films, real, tokenizer
         self.geometry, self.seed, self.stage = geometry, seed, stage
 
-    def _blocks(self, rng: np.random.Generator, exchanges: list[Exchange]) -> list[Block]:
+    def _blocks(
+        self, rng: np.random.Generator, exchanges: list[Exchange], decisions: Sequence[Exchange] = ()
+    ) -> list[Block]:
         """One conversation each, except that the last two of several share one of two turns."""
         turns = [[one] for one in exchanges]
         if len(turns) > 4:
@@ -76,13 +88,17 @@ class LanguageLoss:
             turns = [[exchanges[index]] for index in order[:-2]] + [
                 [exchanges[index] for index in order[-2:]]
             ]
-        return [conversation(self.tokenizer, one) for one in turns]
+        blocks = [conversation(self.tokenizer, one) for one in turns]
+        return blocks + [conversation(self.tokenizer, [one], brief=True) for one in decisions]
 
     def __call__(self, model: Any, step: int, phantoms: int, real: int, train_tower: bool) -> Losses:
         rng = np.random.default_rng([self.seed, self.stage, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
         images = image_tokens_of(model, self.films.crops[picked], self.films.sizes[picked], train_tower)
-        blocks = [self._blocks(rng, film_exchanges(rng, self.films.labels[index])) for index in picked]
+        blocks = []
+        for labels in (self.films.labels[index] for index in picked):
+            brief = ask_about_findings(rng, labels, DECISIONS)
+            blocks.append(self._blocks(rng, film_exchanges(rng, labels), brief))
         for _ in range(real if self.real else 0):
             assert self.real is not None
             film, name = self.real.pick(rng)

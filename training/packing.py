@@ -34,14 +34,17 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text).ids)
 
 
-def conversation(tokenizer: Any, turns: Sequence[Exchange]) -> Block:
-    """The chat template's text behind the image, answers weighted as targets."""
+def conversation(tokenizer: Any, turns: Sequence[Exchange], *, brief: bool = False) -> Block:
+    """The chat template's text behind the image, answers weighted as targets.
+
+    With `brief` an answer ends at its first token, the Yes or No: many decisions for few tokens.
+    """
     ids: list[int] = []
     weights: list[float] = []
     for index, turn in enumerate(turns):
         lead = "\n" if index == 0 else f"\n{TURN_START}user\n"
         asked = _ids(tokenizer, f"{lead}{turn.question}{TURN_END}\n{TURN_START}assistant\n")
-        answered = _ids(tokenizer, f"{turn.answer}{TURN_END}")
+        answered = _ids(tokenizer, f"{turn.answer}{TURN_END}")[: 1 if brief else None]
         ids += asked + answered
         decision = DECISION_WEIGHT if turn.task == "yesno" else 1.0
         weights += [0.0] * len(asked) + [decision] + [1.0] * (len(answered) - 1)

@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run: sizes, films, three stages."""
+    """A run: sizes, films, four stages."""
 
     name: str
     seed: int
@@ -50,6 +50,7 @@ class Recipe:
     model: Sizes
     films: FilmsPlan
     tower: Stage
+    decide: Stage
     language: Stage
     joint: Stage
     evaluate_phantoms: int = 200

@@ -1,4 +1,4 @@
-"""Recipe → checkpoint: films, tokenizer, three stages, figures, provenance."""
+"""Recipe → checkpoint: films, tokenizer, four stages, figures, provenance."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from radvlm_edge.errors import OutputError
 from radvlm_edge.training.curriculum import film_exchanges
+from radvlm_edge.training.decide import DecideLoss, Reader
 from radvlm_edge.training.evaluate import evaluate
 from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, draw_phantoms, load_real
 from radvlm_edge.training.language import LanguageLoss
@@ -94,7 +95,7 @@ def learn_tokenizer(films: PhantomSet, recipe: Recipe) -> Tokenizer:
 def _teach(
     model: Any, tokenizer: Tokenizer, films: PhantomSet, real: RealSet | None, recipe: Recipe, out: Path
 ) -> None:
-    """The three stages; each leaves its state in `out`, where a resumed run finds it."""
+    """The four stages; each leaves its state in `out`, where a resumed run finds it."""
     geometry, plan = recipe.model.geometry(recipe.vocab_size), recipe.tower
     tower = model.model.vision_tower
     torch.manual_seed(recipe.seed)
@@ -107,6 +108,12 @@ def _teach(
 
     watching = {id(one) for one in tower.parameters()}
     speaking = [one for one in model.parameters() if id(one) not in watching]
+    budget, reader = recipe.decide, Reader(recipe.model.hidden)
+    deciding = DecideLoss(films, real, tokenizer, geometry, recipe.seed)
+    taught = [{"params": [*speaking, *reader.parameters()], "lr": budget.rate}]
+    stage = Stage("decide", out, {"model": model, "reader": reader}, taught, budget.steps, recipe.save_every)
+    stage.run(lambda step: deciding(model, reader, step, budget.phantoms, budget.real))
+
     for index, (name, budget) in enumerate((("language", recipe.language), ("joint", recipe.joint))):
         answering = LanguageLoss(films, real, tokenizer, geometry, recipe.seed, 2 + index)
         groups: list[dict[str, Any]] = [{"params": speaking, "lr": budget.rate}]
