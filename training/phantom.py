@@ -181,7 +181,7 @@ def _attenuate(rng: np.random.Generator, scene: Scene) -> Field:
     vessels = vessel_field(rng, anatomy, pose, scene.swell)
     total += vessels * marked * np.float32(left * rng.uniform(0.20, 0.34))
     bones = bone_field(rng, anatomy, pose, scene.breaks)
-    total += bones * shown * np.float32(left * rng.uniform(0.26, 0.42))
+    total += bones * shown * np.float32(left * rng.uniform(0.32, 0.48))
     blur = max(0.4, pose.unit * 0.003)
     for canvas, weight, blur_px in (
         (scene.bright, 0.26, blur),

@@ -196,7 +196,7 @@ def heart_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
 def mediastinum_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
     """Great vessels; the aortic knob bulges to the patient's left, the cava to the right."""
     out = x - anatomy.midline(y) - np.float32(anatomy.shift)
-    half = anatomy.width - 0.05 * np.exp(-(((y + 0.75) / 0.2) ** 2)) + 0.05 * np.clip(y + 0.5, 0, 1)
+    half = anatomy.width - 0.05 * np.exp(-(((y + 0.75) / 0.2) ** 2)) - 0.05 * np.clip(y + 0.3, 0, 0.6)
     flare = 0.16 * np.clip((y - anatomy.heart_y + 0.55) / 0.5, 0, 1) ** 1.5 * (out > 0)
     column = band(out, half + flare, 0.06) * step(y + 1.2, 0.3)
     size = anatomy.knob

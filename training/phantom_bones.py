@@ -73,10 +73,10 @@ def _broken(line: Points, where: Break) -> tuple[Points, Points]:
     """Both ends of a rib that is broken: the outer one is shifted and a little turned."""
     cut = _cut(where, len(line))
     inner, outer = line[: cut + 1], line[cut:].copy()
-    turn = np.linspace(1, 0.35, len(outer))
-    outer[:, 1] += where.step_off * turn
-    gap = np.array([0.012, 0]) * np.sign(outer[-1, 0])
-    return inner, outer + gap * turn[:, None]
+    turn = np.linspace(1, 0, len(outer))[:, None]
+    along = outer[0] - inner[-2]
+    gap = 0.022 * along / np.hypot(*along) + np.array([0, where.step_off])
+    return inner, outer + gap * turn
 
 
 def break_point(anatomy: Anatomy, where: Break) -> tuple[float, float]:
@@ -96,8 +96,11 @@ def bone_field(rng: np.random.Generator, anatomy: Anatomy, pose: Pose, breaks: l
         whole = [rib for rib in range(RIBS) if (side, rib) not in broken]
         _ribbons(back, lines[whole], half, _BACK, _BACK + 45)
         for rib in set(range(RIBS)) - set(whole):
-            for part in _broken(lines[rib], broken[side, rib]):
+            inner, outer = _broken(lines[rib], broken[side, rib])
+            for part, end in ((inner, inner[-1]), (outer, outer[0])):
                 _ribbons(back, part[None], half, _BACK, _BACK + 45)
+                cap = np.array([(end[0], end[1] - half), (end[0], end[1] + half)])
+                back.line(cap, _BACK + 60, pose.unit * 0.010)  # the broken end, seen along its cortex
         _ribbons(front, front_lines(lung, lines[1:8]), half * 1.1, _FRONT, _FRONT + 22)
     for side, sign in SIDES.items():
         _shoulder(rng, other, anatomy, sign)

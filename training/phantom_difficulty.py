@@ -90,8 +90,8 @@ GRADES = {
     ),
     # step-off between the two ends of the rib
     "fracture": (
-        Grade("slight", 0.45, 0.020, 0.030),
-        Grade("displaced", 0.55, 0.030, 0.065),
+        Grade("slight", 0.45, 0.024, 0.036),
+        Grade("displaced", 0.55, 0.036, 0.080),
     ),
 }
 """Finding → its grades; within a grade sizes are uniform."""

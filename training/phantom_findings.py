@@ -47,12 +47,16 @@ def effusion(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
 
 
 def _line_of(lung: Lung, inwards: float, drop: float) -> Field:
-    """Edge of a lung that has drawn back, from medial over the apex to the side: `[n, 2]`."""
+    """Edge of a lung that has drawn back, from medial over the apex to the side: `[n, 2]`.
+
+    It meets the chest wall again the lower, the further the lung has drawn back.
+    """
     ys = np.linspace(lung.apex + 0.002, lung.base + 0.1, 60)
-    lateral = lung.edge(ys) - lung.sign * inwards * np.clip(1 - 0.45 * (ys - lung.apex) / 1.6, 0.2, 1)
+    left = np.clip(1 - (ys - lung.apex) / (0.5 + 3.2 * drop), 0, 1)
+    lateral = lung.edge(ys) - lung.sign * inwards * left**0.7
     top = lung.edge(ys[:14], lateral=False)[::-1]
     x = np.concatenate([top, lateral])
-    y = np.concatenate([ys[:14][::-1], ys]) + drop
+    y = np.concatenate([ys[:14][::-1], ys]) + drop * np.concatenate([np.ones(14), left])
     return np.stack([x, y], 1)
 
 
@@ -70,10 +74,10 @@ def pneumothorax(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | N
     if not _seen(scene, area):
         return None
     scene.markings = scene.markings * (1 - 0.95 * area)
-    scene.density = scene.density - area * rng.uniform(0.02, 0.04)
+    scene.density = scene.density - area * rng.uniform(0.04, 0.08)
     if case.size > 0.2:
         scene.density = scene.density + 0.22 * case.size * shrunk * scene.hull[case.side]
-    scene.bright.line(line[8:-3], rng.uniform(85, 150), max(1.0, scene.pose.unit * 0.007))
+    scene.bright.line(line[8:-3], rng.uniform(150, 230), max(1.0, scene.pose.unit * 0.009))
     return scene.full(area)
 
 
@@ -93,7 +97,7 @@ def consolidation(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | 
     ragged = 0.5 * clouds(rng, x.shape, 11) + 0.25 * clouds(rng, x.shape, 28)
     near = ellipse(x, y, (cx, cy), radii)
     inside = near + ragged * (near > -3.8)  # ragged, but in one piece
-    area = step(inside, rng.uniform(0.8, 1.5)) * scene.hull[case.side] * scene.air[case.side]
+    area = step(inside, rng.uniform(1.1, 2.2)) * scene.hull[case.side] * scene.air[case.side]
     area = area * np.where(scene.heart > 0.1, 0.5, 1)
     if not _seen(scene, area):
         return None
@@ -190,7 +194,7 @@ def _plate(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
         own.line(line[start:stop], 255 * share, width * (0.6 + 0.4 * share))
     hull = pose.enlarge_mask(scene.hull[case.side] > 0.5)
     mask = own.mask() & hull
-    value = rng.uniform(70, 120)
+    value = rng.uniform(115, 185)
     for start, stop, share in ((0, 12, 0.55), (2, 10, 1.0)):
         scene.bright.line(line[start:stop], value * share, width * (0.6 + 0.4 * share))
     return mask
@@ -223,7 +227,7 @@ def fracture(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
         where = Break(
             case.side,
             int(rng.integers(2, 8)),
-            float(rng.uniform(0.42, 0.86)),
+            float(rng.uniform(0.22, 0.60)),
             case.size * float(rng.choice([-1, 1])),
         )
         taken = any((one.side, one.rib) == (where.side, where.rib) for one in scene.breaks)
