@@ -46,13 +46,19 @@ class Lung:
     def floor(self, x: Field) -> Field:
         """y of the hemidiaphragm at each x."""
         across = (x * self.sign - self.centre) / self.half_width - self.peak
-        return self.base + self.dome * np.clip(across * across, 0, 2.2) * np.where(across < 0, 0.5, 1)
+        fall: Field = np.clip(across * across, 0, 2.2) * np.where(across < 0, 0.5, 1)
+        return self.base + self.dome * fall
 
     def edge(self, y: Field, lateral: bool = True) -> Field:
         """Signed x of the chest wall (or of the medial border) at each y."""
         up = np.clip((y - (self.apex + SHOULDER)) / SHOULDER, -1, 0)
         half = self.half_width * (1 + TAPER * y) * np.sqrt(1 - np.abs(up) ** 2.5)
-        return self.sign * (self.centre + TAPER * y + (half if lateral else -half))
+        x: Field = self.sign * (self.centre + TAPER * y + (half if lateral else -half))
+        return x
+
+    def edge_at(self, y: float, lateral: bool = True) -> float:
+        """The same at one y."""
+        return float(self.edge(np.array([y]), lateral)[0])
 
     @property
     def angle_y(self) -> float:
@@ -98,8 +104,8 @@ class Anatomy:
     def thorax(self) -> float:
         """Inner diameter of the thorax at the level of the diaphragm."""
         right, left = self.lungs["right"], self.lungs["left"]
-        level = np.float64((right.base + left.base) / 2)
-        return float(left.edge(level) - right.edge(level))
+        level = (right.base + left.base) / 2
+        return left.edge_at(level) - right.edge_at(level)
 
     @property
     def heart_span(self) -> tuple[float, float]:
@@ -178,7 +184,8 @@ def depth_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
     for lung in anatomy.lungs.values():
         inside = np.clip(1 - lung.radius(x, y), 0, 1)
         depth = np.maximum(depth, np.sqrt(inside) * (x * lung.sign > -0.1))
-    return 0.30 + 0.32 * depth - 0.05 * np.clip(y + 0.2, -0.8, 0.8)
+    total: Field = 0.30 + 0.32 * depth - 0.05 * np.clip(y + 0.2, -0.8, 0.8)
+    return total
 
 
 def heart_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
@@ -254,4 +261,5 @@ def breast_field(anatomy: Anatomy, x: Field, y: Field) -> Field:
     dx = (np.abs(x) - 0.62 - 0.06 * anatomy.fat) / 0.44
     dy = (y - 0.42 - 0.15 * anatomy.fat) / (0.36 + 0.1 * anatomy.fat)
     inside = 1 - dx * dx - np.where(dy < 0, 0.7 * dy, dy) ** 2
-    return step(inside, 0.9) * np.clip(inside + 0.5, 0, 1)
+    shadow: Field = step(inside, 0.9) * np.clip(inside + 0.5, 0, 1)
+    return shadow

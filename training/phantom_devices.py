@@ -17,7 +17,10 @@ def _smooth(points: Points, count: int = 40) -> Points:
     index = np.minimum(at.astype(int), len(points) - 2)
     t = (at - index)[:, None]
     a, b, c, d = (padded[index + k] for k in range(4))
-    return 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    curve: Points = 0.5 * (
+        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
+    )
+    return curve
 
 
 def _wobble(rng: np.random.Generator, points: list[tuple[float, float]], spread: float) -> Points:
@@ -53,7 +56,7 @@ def _central_line(rng: np.random.Generator, scene: Scene) -> Points:
 def _chest_tube(rng: np.random.Generator, scene: Scene) -> Points:
     lung = scene.anatomy.lungs["right" if rng.random() < 0.5 else "left"]
     y0 = rng.uniform(0.1, 0.4)
-    wall = float(lung.edge(np.float64(y0))) + lung.sign * 0.35
+    wall = lung.edge_at(float(y0)) + lung.sign * 0.35
     inner = lung.sign * rng.uniform(0.35, 0.5)
     points = [(wall, y0 + 0.25), (wall - lung.sign * 0.38, y0), (lung.sign * 0.72, y0 - 0.35), (inner, -0.6)]
     return _smooth(_wobble(rng, points, 0.02))

@@ -84,8 +84,8 @@ def pneumothorax(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | N
 def _place(rng: np.random.Generator, lung: Lung, margin: float) -> tuple[float, float]:
     """A point inside a lung, not nearer to its border than `margin` where that is possible."""
     y = float(rng.uniform(lung.apex + 0.15 + margin, lung.base - 0.02 - 0.5 * margin))
-    lateral, medial = lung.sign * lung.edge(np.float64(y)), lung.sign * lung.edge(np.float64(y), False)
-    low, high = max(float(medial) + margin, 0.24), float(lateral) - 0.04 - margin
+    lateral, medial = lung.sign * lung.edge_at(y), lung.sign * lung.edge_at(y, lateral=False)
+    low, high = max(medial + margin, 0.24), lateral - 0.04 - margin
     return lung.sign * float(rng.uniform(min(low, high), max(low, high))), y
 
 
@@ -164,7 +164,7 @@ def edema(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
     for sign, lung in ((one.sign, one) for one in anatomy.lungs.values()):
         for _ in range(int(rng.integers(2, 8))):
             ky = lung.base + rng.uniform(-0.45, 0.0)
-            edge = float(lung.edge(np.float64(ky))) - sign * 0.02
+            edge = lung.edge_at(float(ky)) - sign * 0.02
             tilt = rng.normal(0, 0.015)
             ends = [(edge, ky), (edge - sign * rng.uniform(0.05, 0.11), ky + tilt)]
             scene.bright.line(ends, rng.uniform(50, 95), 1)

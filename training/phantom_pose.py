@@ -97,7 +97,8 @@ class Pose:
         xy = np.asarray(points, np.float64).reshape(-1, 2)
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         turn = ((self.unit_x * cos, self.unit_y * sin), (-self.unit_x * sin, self.unit_y * cos))
-        return xy @ np.array(turn) + (self.x0, self.y0)
+        moved: Points = xy @ np.array(turn) + (self.x0, self.y0)
+        return moved
 
     def enlarge(self, field: Field) -> Field:
         """A coarse field `[h, w]` → `[H, W]` float32."""

@@ -94,7 +94,7 @@ def region_masks(scene: Scene) -> dict[str, Mask]:
         centre = sign * (anatomy.width + 0.10)
         height = -0.12 if side == "right" else -0.17
         masks[f"{side} hilar structures"] = (np.abs(out - centre) < 0.13) & (np.abs(y - height) < 0.22)
-        angle_x = lung.sign * float(lung.edge(np.float64(lung.angle_y)))
+        angle_x = lung.sign * lung.edge_at(lung.angle_y)
         masks[f"{side} costophrenic angle"] = (np.abs(outwards - angle_x + 0.07) < 0.12) & (
             np.abs(y - lung.angle_y + 0.06) < 0.12
         )
