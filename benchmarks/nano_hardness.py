@@ -60,7 +60,7 @@ def balanced_accuracy(scores: Floats, truth: npt.NDArray[np.bool_], threshold: f
     return float((said[truth].mean() + (~said[~truth]).mean()) / 2)
 
 
-def _ridge(views: Floats, truth: npt.NDArray[np.bool_], ridge: float) -> tuple[Floats, float]:
+def ridge_head(views: Floats, truth: npt.NDArray[np.bool_], ridge: float) -> tuple[Floats, float]:
     """Weights and offset of a ridge regression onto ±1, both classes weighing the same."""
     weight = np.where(truth, 0.5 / truth.mean(), 0.5 / (~truth).mean())
     target = np.where(truth, 1.0, -1.0)
@@ -83,7 +83,7 @@ def linear_probe(views: Floats, present: npt.NDArray[np.bool_], threshold: bool 
         truth = present[:, index]
         best = (-1.0, 0.0, np.zeros(views.shape[1]), 0.0)
         for ridge in RIDGES:
-            fitted, offset = _ridge(scaled[train], truth[train], ridge)
+            fitted, offset = ridge_head(scaled[train], truth[train], ridge)
             scores = scaled[choose] @ fitted + offset
             cuts = np.quantile(scores, np.linspace(0.2, 0.8, 13)) if threshold else [0.0]
             for cut in cuts:
