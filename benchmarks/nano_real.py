@@ -1,88 +1,28 @@
 """Figures on real films: NIH validation films, radiologists' boxes, lungs of covid_cxr.
 
-A model trained on NIH's train split is only judged on the val split, or by heads of which each is
-trained without the patients it is judged on (`fold_heads`); the figures say which it was.
+A model trained on NIH's train split is only judged on the val split here; nano_heads judges its tower
+on all films.
 covid_cxr is looked at here and nowhere else: nothing that ships is shaped by it.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from radvlm_edge.benchmarks.nano_answerers import Answerer
-from radvlm_edge.benchmarks.nano_hardness import ridge_head
-from radvlm_edge.benchmarks.nano_scores import Bools, Box, Floats, auroc_interval, box_figures
-from radvlm_edge.errors import RadvlmError
+from radvlm_edge.benchmarks.nano_heads import auroc_table
+from radvlm_edge.benchmarks.nano_scores import Bools, Box, Floats, box_figures
 from radvlm_edge.training.films import RealFilm, RealSet, load_real
 from radvlm_edge.training.nih_labels import PICK
 from radvlm_edge.training.phrasings import LOCATE, PLAIN, SPOKEN
 
-LEAST_POSITIVES = 15
-"""Labels with fewer positive films get no AUROC: the interval would span almost everything."""
 MOST_TOKENS = 60
-
-
-class TooFewError(RadvlmError):
-    """Scores and labels that do not fit together."""
-
-
-def patient_folds(patients: Sequence[str], folds: int = 5) -> npt.NDArray[np.int64]:
-    """A fold for every film, the same for all films of one patient, independent of all else."""
-    order = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
-    fold = {name: index % folds for index, name in enumerate(order)}
-    return np.array([fold[name] for name in patients], np.int64)
-
-
-def fold_heads(features: Floats, truth: Bools, folds: npt.NDArray[np.int64], ridge: float = 300.0) -> Floats:
-    """Scores `[n]` of linear heads on frozen features `[n, d]`, each fold scored by a head that never saw it.
-
-    Compare them within a fold only. Raises TooFewError where a fold's complement has one class.
-    """
-    scores = np.zeros(len(truth))
-    for fold in np.unique(folds):
-        train, test = folds != fold, folds == fold
-        if truth[train].all() or not truth[train].any():
-            raise TooFewError(f"fold {fold}: the other folds' films are all of one class; use fewer folds")
-        middle, spread = features[train].mean(0), features[train].std(0) + 1e-6
-        fitted, offset = ridge_head((features[train] - middle) / spread, truth[train], ridge)
-        scores[test] = (features[test] - middle) / spread @ fitted + offset
-    return scores
-
-
-def auroc_table(
-    scores: dict[str, Floats],
-    truths: dict[str, Bools],
-    patients: Sequence[str],
-    folds: dict[str, npt.NDArray[np.int64]] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Label → positives, films, AUROC and its 95 % interval over resampled patients.
-
-    A score of NaN leaves the film out (its label is not known). `folds` names, for each label, the
-    fold whose head gave a film's score: then only films of one fold are compared.
-    """
-    table: dict[str, dict[str, Any]] = {}
-    for name, score in scores.items():
-        known = np.isfinite(score)
-        truth = truths[name][known]
-        row: dict[str, Any] = {"positives": int(truth.sum()), "films": int(known.sum())}
-        if LEAST_POSITIVES <= truth.sum() < len(truth):
-            groups = folds[name][known] if folds else None
-            own = [patient for patient, here in zip(patients, known, strict=True) if here]
-            value, low, high = auroc_interval(score[known], truth, own, groups)
-            row |= {"auroc": round(value, 3), "interval95": [round(low, 3), round(high, 3)]}
-        else:
-            row["auroc"] = None
-            row["why"] = f"fewer than {LEAST_POSITIVES} positive films, or none without it"
-        table[name] = row
-    return table
 
 
 def question_scores(answerer: Answerer, films: Sequence[RealFilm]) -> dict[str, Floats]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radvlm_edge.benchmarks.nano_hardness import linear_probe, ridge_head
-from radvlm_edge.benchmarks.nano_real import TooFewError, auroc_table, fold_heads, patient_folds
+from radvlm_edge.benchmarks.nano_heads import TooFewError, auroc_table, fold_heads, patient_folds
 from radvlm_edge.benchmarks.nano_scores import (
     Box,
     Decision,
