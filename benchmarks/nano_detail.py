@@ -39,7 +39,7 @@ def _clutter(film: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_]) -> fl
     padded = np.pad(film, 1, mode="edge")
     count = film.shape[0]
     near = sum(padded[i : i + count, j : j + count] for i in range(3) for j in range(3)) / 9
-    return float(max(np.std((film - near)[inside]), 0.29))
+    return max(float(np.std((film - near)[inside])), 0.29)
 
 
 def ratio(ill: Phantom, bare: Phantom, side: int) -> float:

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radvlm_edge.benchmarks.nano_hardness import linear_probe, ridge_head
-from radvlm_edge.benchmarks.nano_heads import TooFewError, auroc_table, fold_heads, patient_folds
+from radvlm_edge.benchmarks.nano_heads import (
+    TooFewError,
+    auroc_table,
+    fold_heads,
+    measure_heads,
+    patient_folds,
+)
 from radvlm_edge.benchmarks.nano_scores import (
     Box,
     Decision,
@@ -23,6 +29,7 @@ from radvlm_edge.benchmarks.nano_scores import (
     label_figures,
     yes_no_figures,
 )
+from radvlm_edge.training.films import RealFilm
 from radvlm_edge.training.phantom_difficulty import FINDINGS
 
 corner = st.integers(0, 7)
@@ -181,6 +188,21 @@ def test_a_label_with_few_positives_gets_no_figure() -> None:
     assert table["x"]["auroc"] is None and "fewer than 15" in table["x"]["why"]
     score[70:] = np.nan
     assert auroc_table({"x": score}, {"x": np.arange(80) < 20}, ["p"] * 80)["x"]["films"] == 70
+
+
+def test_films_without_a_known_label_are_left_out_of_its_figure() -> None:
+    rng = np.random.default_rng(5)
+    pixels = np.zeros((4, 4), np.uint8)
+    kinds = [frozenset({"pleural effusion"}), frozenset({"pneumonia"}), frozenset[str]()]
+    films = [RealFilm(f"{k}.jpg", f"p{k // 2}", pixels, kinds[k % 3], normal=k % 3 == 2) for k in range(120)]
+    features = rng.normal(size=(120, 8))
+    features[:, 0] += [4.0 * ("pleural effusion" in film.present) for film in films]
+    figures = measure_heads(features, films, frozenset({"0.jpg", "7.jpg", "absent.jpg"}))
+    assert figures["tower_was_trained_on"] == 2
+    effusion, pneumonia = figures["auroc"]["pleural effusion"], figures["auroc"]["pneumonia"]
+    assert effusion["films"] == 120 and effusion["auroc"] > 0.95  # silence about it counts as absence
+    assert pneumonia["films"] == 80 and pneumonia["positives"] == 40
+    assert figures["auroc"]["edema"]["auroc"] is None
 
 
 def test_ridge_solves_its_equations() -> None:
