@@ -31,16 +31,17 @@ MAIN = ("right lung", "left lung", "cardiac silhouette")
 
 def ask_about_findings(rng: np.random.Generator, labels: Labels, count: int) -> list[Exchange]:
     """Yes/no questions, three in ten about one side; over many phantoms as many true as not."""
-    exchanges = []
-    for _ in range(count):
-        atoms = [(name, "") for name in FINDINGS]
-        if rng.random() < 0.3:
-            atoms = [(name, side) for name in SIDED for side in ("right", "left")]
-        wanted = bool(rng.random() < YES_IF_ANY)
-        fitting = [atom for atom in atoms if labels.has(*atom) == wanted] or atoms
-        name, side = fitting[int(rng.integers(len(fitting)))]
-        exchanges.append(yes_no(rng, labels, name, side))
-    return exchanges
+    return [yes_no(rng, labels, *balanced_atom(rng, labels, sided=0.3)) for _ in range(count)]
+
+
+def balanced_atom(rng: np.random.Generator, labels: Labels, sided: float) -> tuple[str, str]:
+    """A finding and a side (or none) to ask about: over many phantoms there as often as not."""
+    atoms = [(name, "") for name in FINDINGS]
+    if rng.random() < sided:
+        atoms = [(name, side) for name in SIDED for side in ("right", "left")]
+    wanted = bool(rng.random() < YES_IF_ANY)
+    fitting = [atom for atom in atoms if labels.has(*atom) == wanted] or atoms
+    return fitting[int(rng.integers(len(fitting)))]
 
 
 def film_exchanges(rng: np.random.Generator, labels: Labels, yes_no_count: int = YES_NO) -> list[Exchange]:
