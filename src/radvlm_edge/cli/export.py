@@ -30,6 +30,9 @@ def _names(text: str) -> tuple[str, ...]:
     type=click.Choice(["voi", "minmax", "mimic"]),
     help="How the bundle renders films by default.  [default: as the checkpoint says, else mimic]",
 )
+@click.option(
+    "--sign", type=click.Path(path_type=Path), metavar="KEY.pem", help="Sign the bundle (extra `sign`)."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
     checkpoint: Path,
@@ -38,6 +41,7 @@ def export(
     language: str,
     parity: str,
     render: str | None,
+    sign: Path | None,
     force: bool,
 ) -> None:
     """Turn a RadVLM checkpoint folder into a sealed bundle.
@@ -48,6 +52,11 @@ def export(
     need("export", "torch", "transformers", "optimum", "onnx", "gguf")
     from radvlm_edge.export.exporter import export_checkpoint
 
+    key = None
+    if sign is not None:
+        from radvlm_edge import signing
+
+        key = signing.load_private(sign)
     out = out or checkpoint.with_name(checkpoint.resolve().name + ".bundle")
     bundle = export_checkpoint(
         checkpoint,
@@ -59,4 +68,6 @@ def export(
         force=force,
         progress=lambda line: click.echo(line, err=True),
     )
+    if key is not None:
+        signing.sign(bundle.folder, key)
     click.echo(bundle.folder)
