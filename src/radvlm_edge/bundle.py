@@ -165,9 +165,11 @@ class Bundle:
         listed = read_sums(self.folder)
         if listed.get(MANIFEST) != self.sha256:
             found.append(f"{MANIFEST} changed since it was read")
-        for artefact in self.manifest.artefacts:
-            if listed.get(artefact.path) != artefact.sha256:
-                found.append(f"{artefact.path}: {MANIFEST} and {SUMS} disagree")
+        found += [
+            f"{artefact.path}: {MANIFEST} and {SUMS} disagree"
+            for artefact in self.manifest.artefacts
+            if listed.get(artefact.path) != artefact.sha256
+        ]
         if found:
             raise BundleError(
                 f"{self.folder}: not the bundle that was sealed: {'; '.join(found)}; "
