@@ -25,24 +25,30 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
     Raises BundleError for another kind of file, BackendError without the package `cryptography`.
     """
-    serialization, asymmetric = _cryptography()
+    _need_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(f"{path}: no unencrypted private key in PEM ({error}); {MAKE_KEY}") from error
-    if not isinstance(key, asymmetric.Ed25519PrivateKey):
+    if not isinstance(key, Ed25519PrivateKey):
         raise BundleError(f"{path}: not an Ed25519 key; {MAKE_KEY}")
     return key
 
 
 def load_public(path: Path) -> Ed25519PublicKey:
     """An Ed25519 public key in PEM. Raises as `load_private`."""
-    serialization, asymmetric = _cryptography()
+    _need_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: no public key in PEM ({error}); {MAKE_PUBLIC}") from error
-    if not isinstance(key, asymmetric.Ed25519PublicKey):
+    if not isinstance(key, Ed25519PublicKey):
         raise BundleError(f"{path}: not an Ed25519 public key; {MAKE_PUBLIC}")
     return key
 
@@ -77,13 +83,11 @@ def check_signature(folder: Path, key: Ed25519PublicKey) -> None:
         ) from None
 
 
-def _cryptography():  # type: ignore[no-untyped-def]
+def _need_cryptography() -> None:
     try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
+        from cryptography.hazmat.primitives import serialization  # noqa: F401
     except ImportError:
         raise BackendError(
             "signatures need the package cryptography, not installed here; "
             "run `pip install 'radvlm-edge[sign]'`"
         ) from None
-    return serialization, ed25519
