@@ -41,6 +41,7 @@ def export(
     language: str,
     parity: str,
     render: str | None,
+    device: str,
     sign: Path | None,
     force: bool,
 ) -> None:
@@ -65,6 +66,7 @@ def export(
         language=_names(language),
         parity=parity,
         render=render,
+        device=device,
         force=force,
         progress=lambda line: click.echo(line, err=True),
     )

@@ -1,0 +1,226 @@
+"""The checkpoint in torch, float32, one layer in memory at a time and all prompts through it at once.
+
+What a 7B owner compares with on a workstation of 8 GiB: the weights of a layer are read, used for every
+prompt, and dropped. The questions about a film share its prefix, which is computed once; attention is
+causal over prefix and own tail, so a tail's values are what the prompt alone would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.config import Language
+from radvlm_edge.export.reference import normalise
+from radvlm_edge.export.vision import ROOT, Block
+
+Floats = npt.NDArray[np.float32]
+HEAD_ROWS = 16_384
+"""Rows of the output matrix held in float32 at a time."""
+CROPS_AT_ONCE = 4
+
+Observe = Callable[[int, str, torch.Tensor], None]
+"""Called before each multiplication with the film's index, the matrix's canonical name and its input
+`[tokens, width]`: head, image, then tail by tail."""
+
+
+def _unobserved(film: int, name: str, values: torch.Tensor) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Everything asked about one film."""
+
+    head: list[int]
+    """Token ids before the image."""
+    image: Floats
+    """Image tokens `[t, d]`; `t` may be 0."""
+    tails: list[list[int]]
+    """Token ids behind the image, one list a prompt (question and, if wanted, answer)."""
+
+
+def stream_image_features(
+    checkpoint: Checkpoint,
+    views: Sequence[npt.NDArray[np.uint8]],
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Floats]:
+    """Projected tokens `[n, tokens, d]` of each film's crops `[n, 3, S, S]`, tower layer by layer."""
+    config = checkpoint.config
+    counts = [len(one) for one in views]
+    patch = config.geometry.patch_px
+    weight = checkpoint.tensor(f"{ROOT}embeddings.patch_embedding.weight").float()
+    bias = checkpoint.tensor(f"{ROOT}embeddings.patch_embedding.bias").float()
+    position = checkpoint.tensor(f"{ROOT}embeddings.position_embedding.weight").float()
+    with torch.no_grad():
+        batches = []
+        for one in views:
+            for start in range(0, len(one), CROPS_AT_ONCE):
+                pixels = normalise(checkpoint, one[start : start + CROPS_AT_ONCE])
+                patches = F.conv2d(pixels, weight, bias, stride=patch)
+                batches.append(patches.flatten(2).transpose(1, 2) + position)
+        for index in range(config.tower.used_layers):
+            progress(f"reference: tower layer {index + 1} of {config.tower.used_layers}")
+            block = Block(checkpoint, index)
+            batches = [block(batch) for batch in batches]
+        root = "multi_modal_projector.linear_"
+        first, second = (
+            (checkpoint.tensor(f"{root}{n}.weight").float(), checkpoint.tensor(f"{root}{n}.bias").float())
+            for n in (1, 2)
+        )
+        batches = [F.linear(F.gelu(F.linear(batch, *first)), *second) for batch in batches]
+    tokens: Floats = torch.cat(batches).numpy()
+    return np.split(tokens, np.cumsum(counts)[:-1])
+
+
+class _Film:
+    """One film's hidden states, prefix first, then tail by tail, and where each tail lies."""
+
+    def __init__(self, checkpoint: Checkpoint, sequences: Sequences, embedding: torch.Tensor) -> None:
+        head = embedding[torch.tensor(sequences.head, dtype=torch.long)].float()
+        tails = [embedding[torch.tensor(tail, dtype=torch.long)].float() for tail in sequences.tails]
+        prefix = torch.cat([head, torch.from_numpy(np.asarray(sequences.image, np.float32))])
+        self.prefix = len(prefix)
+        ends = self.prefix + np.cumsum([len(tail) for tail in tails])
+        self.tails = [
+            slice(int(end) - len(tail), int(end)) for end, tail in zip(ends, tails, strict=True)
+        ]
+        self.hidden = torch.cat([prefix, *tails])
+        self.positions = torch.cat(
+            [torch.arange(self.prefix), *(self.prefix + torch.arange(len(tail)) for tail in tails)]
+        )
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Causal attention within the prefix, and of each tail over prefix and itself.
+
+        q `[heads, tokens, width]`, k and v `[kv heads, tokens, width]`.
+        """
+        out = torch.empty_like(q)
+        front = slice(0, self.prefix)
+        if self.prefix:
+            out[:, front] = _attention(q[:, front], k[:, front], v[:, front], None)
+        for tail in self.tails:
+            count = tail.stop - tail.start
+            seen = torch.ones(count, self.prefix + count, dtype=torch.bool).tril(self.prefix)
+            keys, values = (torch.cat([x[:, front], x[:, tail]], dim=1) for x in (k, v))
+            out[:, tail] = _attention(q[:, tail], keys, values, seen)
+        return out
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    result: torch.Tensor = F.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return result[0]
+
+
+class _Layer:
+    """One Qwen2 decoder layer's weights in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int, observe: Observe) -> None:
+        self.name = f"language_model.model.layers.{index}."
+        self.language = checkpoint.config.language
+        self.observe = observe
+        self.number = 0
+        names = [n.removeprefix(self.name) for n in checkpoint.where if n.startswith(self.name)]
+        self.weights = {n: checkpoint.tensor(self.name + n).float() for n in names}
+
+    def __call__(self, number: int, film: _Film, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Run a film's hidden states through the layer, in place."""
+        self.number = number
+        x = _rms_norm(film.hidden, self.weights["input_layernorm.weight"], self.language.eps)
+        q, k, v = (self._heads(f"self_attn.{name}_proj", x) for name in "qkv")
+        mixed = film.attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
+        film.hidden += self._linear("self_attn.o_proj", mixed.transpose(0, 1).flatten(1))
+        x = _rms_norm(film.hidden, self.weights["post_attention_layernorm.weight"], self.language.eps)
+        gate = F.silu(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
+        film.hidden += self._linear("mlp.down_proj", gate)
+
+    def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(name, x).unflatten(1, (-1, self.language.head_dim)).transpose(0, 1)
+
+    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        self.observe(self.number, f"{self.name}{name}.weight", x)
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
+def _rotation(positions: torch.Tensor, language: Language) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine `[tokens, head width]` of RoPE, halves repeated (NeoX order)."""
+    steps = torch.arange(0, language.head_dim, 2, dtype=torch.float32) / language.head_dim
+    angles = positions.float()[:, None] / (language.rope_theta**steps)
+    angles = torch.cat([angles, angles], dim=1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-high, low], dim=-1) * sin
+
+
+def stream_hidden(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequences],
+    *,
+    observe: Observe = _unobserved,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[list[torch.Tensor]]:
+    """What the output matrix is fed: `[len(tail), d]` for each tail of each film."""
+    language = checkpoint.config.language
+    embedding = checkpoint.tensor("language_model.model.embed_tokens.weight")
+    films = [_Film(checkpoint, one, embedding) for one in sequences]
+    rotations = [_rotation(film.positions, language) for film in films]
+    with torch.no_grad():
+        for index in range(language.layers):
+            progress(f"reference: language layer {index + 1} of {language.layers}")
+            layer = _Layer(checkpoint, index, observe)
+            for number, (film, rotation) in enumerate(zip(films, rotations, strict=True)):
+                layer(number, film, *rotation)
+            del layer  # before the next one is read
+        norm = checkpoint.tensor("language_model.model.norm.weight").float()
+        finals = [_rms_norm(film.hidden, norm, language.eps) for film in films]
+        for number, final in enumerate(finals):
+            observe(number, output_matrix(checkpoint), final)
+    return [[final[tail] for tail in film.tails] for film, final in zip(films, finals, strict=True)]
+
+
+def output_matrix(checkpoint: Checkpoint) -> str:
+    """Canonical name of the matrix that turns hidden states into logits."""
+    return f"language_model.{'model.embed_tokens' if checkpoint.tied else 'lm_head'}.weight"
+
+
+class OutputHead:
+    """The output matrix, held as the checkpoint stores it and used in float32 some rows at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._matrix = checkpoint.tensor(output_matrix(checkpoint))
+
+    def logits(self, hidden: torch.Tensor) -> Floats:
+        """Logits `[t, vocab]` of hidden states `[t, d]`."""
+        with torch.no_grad():
+            parts = [
+                F.linear(hidden, self._matrix[start : start + HEAD_ROWS].float())
+                for start in range(0, len(self._matrix), HEAD_ROWS)
+            ]
+            logits: Floats = torch.cat(parts, dim=1).numpy()
+        return logits
+
+
+def language_logits(
+    checkpoint: Checkpoint, sequences: Sequence[Sequences]
+) -> Iterator[list[Floats]]:
+    """Logits `[len(tail), vocab]` behind every token of every tail, film by film."""
+    head = OutputHead(checkpoint)
+    for film in stream_hidden(checkpoint, sequences):
+        yield [head.logits(hidden) for hidden in film]
