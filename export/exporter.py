@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from radvlm_edge.export import quantisation
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
+from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
 from radvlm_edge.export.parity import LEVELS, check_parity
 from radvlm_edge.export.reference import build_reference
 
@@ -35,6 +37,7 @@ def export_checkpoint(
     parity: str = "quick",
     render: str | None = None,
     device: str = "any",
+    imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
@@ -42,6 +45,7 @@ def export_checkpoint(
 
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
     and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`.
+    `imatrix` gives the importance matrix quantisation uses, once the checkpoint is open.
     Raises CheckpointError, OutputError or ParityError; nothing is left behind then.
     """
     _check_names("vision", vision, tuple(vision_stage.PRECISIONS))
@@ -53,7 +57,8 @@ def export_checkpoint(
         tempfile.TemporaryDirectory(dir=writer.folder.parent) as spare,
     ):
         vision_paths = _write_vision(checkpoint, vision, parity, writer, Path(spare), progress)
-        language_paths = _write_language(checkpoint, language, writer, Path(spare), progress)
+        matrix = imatrix(checkpoint) if imatrix else None
+        language_paths = _write_language(checkpoint, language, matrix, writer, Path(spare), progress)
         newline = checkpoint.tensor("image_newline").float().numpy()
         np.save(writer.path("vision/image_newline.npy"), newline)
         progress("reference: the checkpoint in transformers")
@@ -78,7 +83,10 @@ def export_checkpoint(
             device,
         )
         progress(f"default language artefact for {device} device: {rule.reason}")
-        writer.write_manifest(_manifest(checkpoint, writer, render, rule))
+        manifest = _manifest(checkpoint, writer, render, rule)
+        if matrix:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
+        writer.write_manifest(manifest)
         return writer.seal()
 
 
@@ -112,11 +120,13 @@ def _write_vision(
 def _write_language(
     checkpoint: Checkpoint,
     wanted: Sequence[str],
+    matrix: ImportanceMatrix | None,
     writer: BundleWriter,
     spare: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Path]:
     paths = {}
+    importances, _kept = as_llama(matrix, checkpoint) if matrix else (None, None)
     if warning := quantisation.warn_of_rows(checkpoint.config.language, wanted):
         progress(warning)
     for precision in dict.fromkeys(["F16", *wanted]):
@@ -127,7 +137,7 @@ def _write_language(
         if precision == "F16":
             language_stage.write_f16(checkpoint, paths["F16"])
         else:
-            language_stage.quantise(paths["F16"], paths[precision], precision)
+            language_stage.quantise(paths["F16"], paths[precision], precision, importances)
         if shipped:
             writer.add("language", precision, "gguf", name)
     return paths

@@ -43,6 +43,10 @@ class ImportanceMatrix:
             sha.update(name.encode() + b"\0" + self.means[name].astype("<f4").tobytes())
         return sha.hexdigest()
 
+    def described(self) -> dict[str, Any]:
+        """What bundle.json says about it under `calibration`."""
+        return {"imatrix": {"sha256": self.sha256(), "tokens": self.tokens, "films": list(self.datasets)}}
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Raises CheckpointError unless every matrix of the checkpoint's language model is covered."""
         shapes = checkpoint.config.tensor_shapes(tied=checkpoint.tied)
@@ -87,7 +91,9 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
     try:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: no GGUF importance matrix ({error}); make it with --imatrix auto") from error
+        raise CheckpointError(
+            f"{path}: no GGUF importance matrix ({error}); make it with --imatrix auto"
+        ) from error
     tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
     names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
     if not names or any(name + COUNTS not in tensors for name in names):
@@ -101,8 +107,12 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
     return ImportanceMatrix(means, int(tensors[names[0] + COUNTS][0]), datasets)
 
 
-def as_llama(matrix: ImportanceMatrix) -> tuple[Any, list[Any]]:
-    """The array `llama_model_quantize` wants, ended by a NULL name, and what must outlive the call."""
+def as_llama(matrix: ImportanceMatrix, checkpoint: Checkpoint) -> tuple[Any, list[Any]]:
+    """The array `llama_model_quantize` wants, ended by a NULL name, and what must outlive the call.
+
+    Raises CheckpointError for a matrix of another model.
+    """
+    matrix.check(checkpoint)
     kept: list[Any] = []
     entries = (llama_cpp.llama_model_imatrix_data * (len(matrix.means) + 1))()
     for entry, name in zip(entries, sorted(matrix.means), strict=False):

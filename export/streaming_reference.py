@@ -25,12 +25,17 @@ HEAD_ROWS = 16_384
 """Rows of the output matrix held in float32 at a time."""
 CROPS_AT_ONCE = 4
 
-Observe = Callable[[int, str, torch.Tensor], None]
-"""Called before each multiplication with the film's index, the matrix's canonical name and its input
-`[tokens, width]`: head, image, then tail by tail."""
+ROWS_AT_ONCE = 1024
+"""Tokens run through a multilayer perceptron at a time: its width is five times the hidden size."""
+GROUP_BYTES = 2**30
+"""Hidden states kept at a time; more films than that go through the layers in groups."""
+
+Observe = Callable[[int, int, str, torch.Tensor], None]
+"""Called before each multiplication with the film's index, the first row's position among the film's
+tokens (head, image, then tail by tail), the matrix's canonical name and its input `[rows, width]`."""
 
 
-def _unobserved(film: int, name: str, values: torch.Tensor) -> None:
+def _unobserved(film: int, start: int, name: str, values: torch.Tensor) -> None:
     """Nobody watches."""
 
 
@@ -88,9 +93,7 @@ class _Film:
         prefix = torch.cat([head, torch.from_numpy(np.asarray(sequences.image, np.float32))])
         self.prefix = len(prefix)
         ends = self.prefix + np.cumsum([len(tail) for tail in tails])
-        self.tails = [
-            slice(int(end) - len(tail), int(end)) for end, tail in zip(ends, tails, strict=True)
-        ]
+        self.tails = [slice(int(end) - len(tail), int(end)) for end, tail in zip(ends, tails, strict=True)]
         self.hidden = torch.cat([prefix, *tails])
         self.positions = torch.cat(
             [torch.arange(self.prefix), *(self.prefix + torch.arange(len(tail)) for tail in tails)]
@@ -113,9 +116,7 @@ class _Film:
         return out
 
 
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     result: torch.Tensor = F.scaled_dot_product_attention(
         q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
     )
@@ -140,15 +141,17 @@ class _Layer:
         q, k, v = (self._heads(f"self_attn.{name}_proj", x) for name in "qkv")
         mixed = film.attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
         film.hidden += self._linear("self_attn.o_proj", mixed.transpose(0, 1).flatten(1))
-        x = _rms_norm(film.hidden, self.weights["post_attention_layernorm.weight"], self.language.eps)
-        gate = F.silu(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
-        film.hidden += self._linear("mlp.down_proj", gate)
+        for start in range(0, len(film.hidden), ROWS_AT_ONCE):
+            rows = film.hidden[start : start + ROWS_AT_ONCE]
+            x = _rms_norm(rows, self.weights["post_attention_layernorm.weight"], self.language.eps)
+            gate = F.silu(self._linear("mlp.gate_proj", x, start)) * self._linear("mlp.up_proj", x, start)
+            rows += self._linear("mlp.down_proj", gate, start)
 
     def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self._linear(name, x).unflatten(1, (-1, self.language.head_dim)).transpose(0, 1)
 
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        self.observe(self.number, f"{self.name}{name}.weight", x)
+    def _linear(self, name: str, x: torch.Tensor, start: int = 0) -> torch.Tensor:
+        self.observe(self.number, start, f"{self.name}{name}.weight", x)
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
 
@@ -177,6 +180,27 @@ def stream_hidden(
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[list[torch.Tensor]]:
     """What the output matrix is fed: `[len(tail), d]` for each tail of each film."""
+    width = checkpoint.config.language.hidden
+    lengths = [len(o.head) + len(o.image) + sum(map(len, o.tails)) for o in sequences]
+    results: list[list[torch.Tensor]] = []
+    while len(results) < len(sequences):
+        first = last = len(results)
+        held = 0
+        while last < len(sequences) and (last == first or held + lengths[last] * width * 4 <= GROUP_BYTES):
+            held += lengths[last] * width * 4
+            last += 1
+        results += _run_group(checkpoint, sequences[first:last], first, observe, progress)
+    return results
+
+
+def _run_group(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequences],
+    first: int,
+    observe: Observe,
+    progress: Callable[[str], None],
+) -> list[list[torch.Tensor]]:
+    """As `stream_hidden`, for films whose hidden states are held together; `first` is their index."""
     language = checkpoint.config.language
     embedding = checkpoint.tensor("language_model.model.embed_tokens.weight")
     films = [_Film(checkpoint, one, embedding) for one in sequences]
@@ -185,14 +209,14 @@ def stream_hidden(
         for index in range(language.layers):
             progress(f"reference: language layer {index + 1} of {language.layers}")
             layer = _Layer(checkpoint, index, observe)
-            for number, (film, rotation) in enumerate(zip(films, rotations, strict=True)):
+            for number, (film, rotation) in enumerate(zip(films, rotations, strict=True), first):
                 layer(number, film, *rotation)
             del layer  # before the next one is read
         norm = checkpoint.tensor("language_model.model.norm.weight").float()
         finals = [_rms_norm(film.hidden, norm, language.eps) for film in films]
-        for number, final in enumerate(finals):
-            observe(number, output_matrix(checkpoint), final)
-    return [[final[tail] for tail in film.tails] for film, final in zip(films, finals, strict=True)]
+        for number, final in enumerate(finals, first):
+            observe(number, 0, output_matrix(checkpoint), final)
+    return [[final[tail].clone() for tail in film.tails] for film, final in zip(films, finals, strict=True)]
 
 
 def output_matrix(checkpoint: Checkpoint) -> str:
@@ -217,9 +241,7 @@ class OutputHead:
         return logits
 
 
-def language_logits(
-    checkpoint: Checkpoint, sequences: Sequence[Sequences]
-) -> Iterator[list[Floats]]:
+def language_logits(checkpoint: Checkpoint, sequences: Sequence[Sequences]) -> Iterator[list[Floats]]:
     """Logits `[len(tail), vocab]` behind every token of every tail, film by film."""
     head = OutputHead(checkpoint)
     for film in stream_hidden(checkpoint, sequences):

@@ -82,13 +82,22 @@ def test_one_layer_is_held_at_a_time(checkpoint: Checkpoint, monkeypatch: pytest
     assert most == 1
 
 
-def test_every_matrix_is_observed_with_its_own_input(checkpoint: Checkpoint) -> None:
+def test_every_matrix_is_observed_with_its_own_input(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against forward hooks on transformers' modules, a film with one tail at a time."""
+    monkeypatch.setattr(streaming_reference, "ROWS_AT_ONCE", 5)
     model = build_reference(checkpoint)
     seen: dict[str, torch.Tensor] = {}
     expected: dict[str, torch.Tensor] = {}
     film = films(checkpoint)[1]
-    stream_hidden(checkpoint, [film], observe=lambda _, name, x: seen.__setitem__(name, x.clone()))
+    stream_hidden(
+        checkpoint,
+        [film],
+        observe=lambda _, start, name, x: seen.__setitem__(
+            name, torch.cat([seen.get(name, x[:0])[:start], x])
+        ),
+    )
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and ("language_model" in name or name == "lm_head"):
             canonical = name.replace("model.language_model.", "language_model.model.").replace(
@@ -108,6 +117,18 @@ def test_every_matrix_is_observed_with_its_own_input(checkpoint: Checkpoint) -> 
     assert seen.keys() == expected.keys() and len(seen) >= 14
     for name, values in expected.items():
         torch.testing.assert_close(seen[name], values, atol=1e-4, rtol=1e-4)
+
+
+def test_groups_of_films_give_the_same_bits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    indices: list[int] = []
+    together = stream_hidden(checkpoint, films(checkpoint))
+    monkeypatch.setattr(streaming_reference, "GROUP_BYTES", 1)
+    apart = stream_hidden(
+        checkpoint, films(checkpoint), observe=lambda film, start, name, x: indices.append(film)
+    )
+    assert sorted(set(indices)) == [0, 1, 2]
+    for a, b in zip(together, apart, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_reads_every_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,6 +43,9 @@ def export(
     parity: str,
     render: str | None,
     device: str,
+    imatrix: str | None,
+    imatrix_films: Path | None,
+    imatrix_out: Path | None,
     sign: Path | None,
     force: bool,
 ) -> None:
@@ -67,9 +71,38 @@ def export(
         parity=parity,
         render=render,
         device=device,
+        imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
         force=force,
-        progress=lambda line: click.echo(line, err=True),
+        progress=_say,
     )
     if key is not None:
         signing.sign(bundle.folder, key)
     click.echo(bundle.folder)
+
+
+def _imatrix(wanted: str, films: Path | None, out: Path | None, render: str | None) -> Any:
+    """What gives the exporter its importance matrix once the checkpoint is open."""
+
+    def give(checkpoint: Checkpoint) -> ImportanceMatrix:
+        from radvlm_edge.calibration.imatrix import AUTO_FILMS, FIRST_SEED, collect
+        from radvlm_edge.export import probe_films
+        from radvlm_edge.export.imatrix_file import load_imatrix
+
+        if wanted != "auto":
+            return load_imatrix(Path(wanted))
+        if films is not None:
+            looked_at = probe_films.user_films(films, render or str(checkpoint.facts["render"]), _say)
+        else:
+            looked_at = probe_films.phantoms(AUTO_FILMS, FIRST_SEED, checkpoint.config.geometry)
+            if real := probe_films.nih_films(AUTO_FILMS):
+                looked_at = probe_films.together([looked_at, real])
+        matrix = collect(checkpoint, looked_at, progress=_say)
+        if out is not None:
+            matrix.save(out)
+        return matrix
+
+    return give
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
