@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.probe_films import ProbeFilm, ProbeFilms
-from radvlm_edge.export.streaming_reference import Sequences, stream_image_features
+from radvlm_edge.export.shared_prefix import Sequences, stream_image_features
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.training import instructions
 from radvlm_edge.training.instructions import Exchange, Labels

@@ -18,7 +18,7 @@ from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.imatrix_file import ImportanceMatrix
 from radvlm_edge.export.language import gguf_name
 from radvlm_edge.export.probe_films import ProbeFilms
-from radvlm_edge.export.streaming_reference import Sequences, stream_hidden
+from radvlm_edge.export.shared_prefix import Sequences, stream_hidden
 
 TEXT_SHARE = 0.5
 """Weight of text positions against image positions: a film has thousands of image tokens, an answer

@@ -24,7 +24,7 @@ from radvlm_edge.export.exporter import export_checkpoint
 from radvlm_edge.export.imatrix_file import ImportanceMatrix, load_imatrix
 from radvlm_edge.export.language import gguf_name
 from radvlm_edge.export.reference import build_reference
-from radvlm_edge.export.streaming_reference import Sequences
+from radvlm_edge.export.shared_prefix import Sequences
 
 pytestmark = pytest.mark.torch
 

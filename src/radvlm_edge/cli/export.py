@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from radvlm_edge.cli.options import need
+from radvlm_edge.runtime.devices import CLASSES
+
+if TYPE_CHECKING:
+    from radvlm_edge.export.checkpoint import Checkpoint
+    from radvlm_edge.export.imatrix_file import ImportanceMatrix
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -31,6 +36,24 @@ def _names(text: str) -> tuple[str, ...]:
     type=click.Choice(["voi", "minmax", "mimic"]),
     help="How the bundle renders films by default.  [default: as the checkpoint says, else mimic]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(CLASSES),
+    default="any",
+    show_default=True,
+    help="Kind of machine the bundle's default language artefact is chosen for.",
+)
+@click.option(
+    "--imatrix",
+    metavar="auto|FILE",
+    help="Importance matrix for quantisation: made from image-bearing prompts, or a llama.cpp GGUF imatrix.",
+)
+@click.option(
+    "--imatrix-films",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Films for --imatrix auto.  [default: phantoms, and NIH films where RADVLM_EDGE_DATA names them]",
+)
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="Also write the importance matrix here.")
 @click.option(
     "--sign", type=click.Path(path_type=Path), metavar="KEY.pem", help="Sign the bundle (extra `sign`)."
 )

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tests.tiny import make_checkpoint
 
-from radvlm_edge.export import streaming_reference
+from radvlm_edge.export import shared_prefix
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.reference import build_reference, image_features, language_logits, normalise
-from radvlm_edge.export.streaming_reference import Sequences, stream_hidden, stream_image_features
+from radvlm_edge.export.shared_prefix import Sequences, stream_hidden, stream_image_features
 
 pytestmark = pytest.mark.torch
 
@@ -41,7 +41,7 @@ def films(checkpoint: Checkpoint, seed: int = 0) -> list[Sequences]:
 def test_logits_of_every_tail_are_transformers(checkpoint: Checkpoint) -> None:
     """transformers is fed each prompt alone; tails must not see each other."""
     model = build_reference(checkpoint)
-    ours = list(streaming_reference.language_logits(checkpoint, films(checkpoint)))
+    ours = list(shared_prefix.language_logits(checkpoint, films(checkpoint)))
     for film, got in zip(films(checkpoint), ours, strict=True):
         for tail, logits in zip(film.tails, got, strict=True):
             expected = language_logits(model, film.head, film.image, tail)
@@ -63,7 +63,7 @@ def test_one_layer_is_held_at_a_time(checkpoint: Checkpoint, monkeypatch: pytest
     alive: set[int] = set()
     most = 0
 
-    class Watched(streaming_reference._Layer):
+    class Watched(shared_prefix._Layer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.__class__.count(id(self))
@@ -77,7 +77,7 @@ def test_one_layer_is_held_at_a_time(checkpoint: Checkpoint, monkeypatch: pytest
         def __del__(self) -> None:
             alive.discard(id(self))
 
-    monkeypatch.setattr(streaming_reference, "_Layer", Watched)
+    monkeypatch.setattr(shared_prefix, "_Layer", Watched)
     stream_hidden(checkpoint, films(checkpoint))
     assert most == 1
 
@@ -86,7 +86,7 @@ def test_every_matrix_is_observed_with_its_own_input(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against forward hooks on transformers' modules, a film with one tail at a time."""
-    monkeypatch.setattr(streaming_reference, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(shared_prefix, "ROWS_AT_ONCE", 5)
     model = build_reference(checkpoint)
     seen: dict[str, torch.Tensor] = {}
     expected: dict[str, torch.Tensor] = {}
@@ -122,7 +122,7 @@ def test_every_matrix_is_observed_with_its_own_input(
 def test_groups_of_films_give_the_same_bits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     indices: list[int] = []
     together = stream_hidden(checkpoint, films(checkpoint))
-    monkeypatch.setattr(streaming_reference, "GROUP_BYTES", 1)
+    monkeypatch.setattr(shared_prefix, "GROUP_BYTES", 1)
     apart = stream_hidden(
         checkpoint, films(checkpoint), observe=lambda film, start, name, x: indices.append(film)
     )

@@ -1,24 +1,28 @@
-"""The checkpoint in torch, float32, one layer in memory at a time and all prompts through it at once.
+"""The checkpoint in torch, float32, one layer in memory at a time, many questions behind each film at once.
 
 What a 7B owner compares with on a workstation of 8 GiB: the weights of a layer are read, used for every
-prompt, and dropped. The questions about a film share its prefix, which is computed once; attention is
-causal over prefix and own tail, so a tail's values are what the prompt alone would give.
+prompt, and dropped. The questions about a film share its prefix, which is computed once: thousands of
+image tokens for tens of a question. Attention is causal over prefix and own tail, so a tail's values are
+what the prompt alone would give; a test holds them against transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.config import Language
-from radvlm_edge.export.reference import normalise
-from radvlm_edge.export.vision import ROOT, Block
+
+ROOT = "vision_tower.vision_model."
 
 Floats = npt.NDArray[np.float32]
 HEAD_ROWS = 16_384
@@ -56,24 +60,17 @@ def stream_image_features(
     views: Sequence[npt.NDArray[np.uint8]],
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Floats]:
-    """Projected tokens `[n, tokens, d]` of each film's crops `[n, 3, S, S]`, tower layer by layer."""
-    config = checkpoint.config
-    counts = [len(one) for one in views]
-    patch = config.geometry.patch_px
-    weight = checkpoint.tensor(f"{ROOT}embeddings.patch_embedding.weight").float()
-    bias = checkpoint.tensor(f"{ROOT}embeddings.patch_embedding.bias").float()
-    position = checkpoint.tensor(f"{ROOT}embeddings.position_embedding.weight").float()
+    """Projected tokens `[n, tokens, d]` of each film's crops `[n, 3, S, S]`, by transformers' layers."""
+    tower = checkpoint.config.tower
+    layer = SiglipEncoderLayer(_tower_config(checkpoint)).float().eval()
     with torch.no_grad():
-        batches = []
-        for one in views:
-            for start in range(0, len(one), CROPS_AT_ONCE):
-                pixels = normalise(checkpoint, one[start : start + CROPS_AT_ONCE])
-                patches = F.conv2d(pixels, weight, bias, stride=patch)
-                batches.append(patches.flatten(2).transpose(1, 2) + position)
-        for index in range(config.tower.used_layers):
-            progress(f"reference: tower layer {index + 1} of {config.tower.used_layers}")
-            block = Block(checkpoint, index)
-            batches = [block(batch) for batch in batches]
+        batches = _embed_crops(checkpoint, views)
+        for index in range(tower.used_layers):
+            progress(f"reference: tower layer {index + 1} of {tower.used_layers}")
+            names = list(layer.state_dict())
+            stem = f"{ROOT}encoder.layers.{index}."
+            layer.load_state_dict({name: checkpoint.tensor(stem + name).float() for name in names})
+            batches = [_hidden_of(layer(batch, attention_mask=None)) for batch in batches]
         root = "multi_modal_projector.linear_"
         first, second = (
             (checkpoint.tensor(f"{root}{n}.weight").float(), checkpoint.tensor(f"{root}{n}.bias").float())
@@ -81,7 +78,43 @@ def stream_image_features(
         )
         batches = [F.linear(F.gelu(F.linear(batch, *first)), *second) for batch in batches]
     tokens: Floats = torch.cat(batches).numpy()
-    return np.split(tokens, np.cumsum(counts)[:-1])
+    return np.split(tokens, np.cumsum([len(one) for one in views])[:-1])
+
+
+def _tower_config(checkpoint: Checkpoint) -> Any:
+    tower = checkpoint.config.tower
+    config = SiglipVisionConfig(
+        hidden_size=tower.width,
+        intermediate_size=tower.mlp,
+        num_attention_heads=tower.heads,
+        layer_norm_eps=tower.eps,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _hidden_of(output: Any) -> torch.Tensor:
+    """transformers 4 gives a tuple, 5 the tensor."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _embed_crops(checkpoint: Checkpoint, views: Sequence[npt.NDArray[np.uint8]]) -> list[torch.Tensor]:
+    """Patch and position embeddings `[at most CROPS_AT_ONCE, tokens, width]`, film by film."""
+    stem = f"{ROOT}embeddings."
+    weight, bias, position = (
+        checkpoint.tensor(stem + name).float()
+        for name in ("patch_embedding.weight", "patch_embedding.bias", "position_embedding.weight")
+    )
+    values = checkpoint.preprocessing
+    mean, std = (torch.tensor(values[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    batches = []
+    for one in views:
+        for start in range(0, len(one), CROPS_AT_ONCE):
+            pixels = torch.from_numpy(one[start : start + CROPS_AT_ONCE]).float() * values["rescale"]
+            patches = F.conv2d((pixels - mean) / std, weight, bias, stride=weight.shape[-1])
+            batches.append(patches.flatten(2).transpose(1, 2) + position)
+    return batches
 
 
 class _Film:
