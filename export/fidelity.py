@@ -20,7 +20,7 @@ from radvlm_edge.export import fidelity_metrics as metrics
 from radvlm_edge.export.checkpoint import Checkpoint, read_json
 from radvlm_edge.export.fidelity_prompts import ANSWER_TOKENS, QUESTIONS, described
 from radvlm_edge.export.fidelity_reference import ReferenceAnswers, answer_by_drafts
-from radvlm_edge.export.fidelity_score import Score, beyond
+from radvlm_edge.export.fidelity_score import Score, beyond, judged
 from radvlm_edge.export.probe_films import ProbeFilms
 from radvlm_edge.export.shared_prefix import OutputHead, Sequences, stream_image_features
 from radvlm_edge.reseal import reseal
@@ -103,7 +103,7 @@ def write(bundle: Bundle, figures: dict[str, Any], limits: dict[str, float]) -> 
     A combination that was ever measured beyond its limits is named for ever.
     """
     before = bundle.manifest.fidelity or {"ever_beyond": []}
-    verdicts = {name: beyond(one, limits) for name, one in figures["combinations"].items()}
+    verdicts = {name: beyond(one, limits) for name, one in figures["combinations"].items() if judged(one)}
     ever = sorted({*before["ever_beyond"], *(name for name, found in verdicts.items() if found)})
     manifest = replace(
         bundle.manifest, limits=dict(limits), fidelity={"beyond": verdicts, "ever_beyond": ever}

@@ -13,20 +13,21 @@ table{border-collapse:collapse;margin:.8rem 0;width:100%}caption{text-align:left
 th,td{border-bottom:1px solid #d0d7de;padding:.35rem .6rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #57606a}
 .wide{overflow-x:auto}.in{color:#116329;font-weight:600}.out{color:#a40e26;font-weight:600}
-.notice{border-left:4px solid #57606a;padding:.2rem .8rem;color:#57606a}dt{font-weight:600}dd{margin:0 0 .5rem}
+.notice{border-left:4px solid #57606a;padding:.2rem .8rem;color:#57606a}
+dt{font-weight:600}dd{margin:0 0 .5rem}
 @media print{body{margin:0}}
 """
 MEANING = {
-    "flips": "Yes/no questions the checkpoint answers with yes or no, to which the bundle says the opposite, or "
-    "neither. In brackets the 95 % interval of the rate (Wilson): with few questions it stays wide.",
-    "boxes": "Mean overlap (intersection over union) of each box with the checkpoint's own; a box missing or too "
-    "many counts 0. The loss is 1 minus it.",
+    "flips": "Yes/no questions the checkpoint answers with yes or no, to which the bundle says the "
+    "opposite, or neither. In brackets the 95 % interval of the rate (Wilson): with few questions it stays wide.",
+    "boxes": "Mean overlap (intersection over union) of each box with the checkpoint's own; a box missing "
+    "or too many counts 0. The loss is 1 minus it.",
     "answers": "Share of greedy answers that are the checkpoint's to the letter.",
     "labels": "Share of answers that affirm the same findings (13 CheXpert labels, negations understood).",
-    "sides, negations": "Number of answers that name other sides (left, right, bilateral), or hold another number "
-    "of negations, than the checkpoint's.",
-    "KLD": "Kullback-Leibler divergence in nats of the bundle's next-token probabilities from the checkpoint's, "
-    "over the checkpoint's answers: mean and 99th percentile. 0 is equal.",
+    "sides, negations": "Number of answers that name other sides (left, right, bilateral), or hold another "
+    "number of negations, than the checkpoint's.",
+    "KLD": "Kullback-Leibler divergence in nats of the bundle's next-token probabilities from the "
+    "checkpoint's, over the checkpoint's answers: mean and 99th percentile. 0 is equal.",
     "top-1": "Share of those tokens at which both would choose the same.",
 }
 
@@ -37,15 +38,15 @@ def render_page(name: str, sha256: str, figures: dict[str, Any], verdicts: dict[
     films = asked["films"]
     sentence = (
         f"{films['count']} films ({films['kind']}), each asked {asked['questions_per_film']} questions, "
-        f"{asked['yes_no_per_film']} of them to be answered with yes or no. The checkpoint ran in float32; its own "
-        f"greedy answers, up to {asked['answer_tokens']} tokens, are what the bundle's are compared with."
+        f"{asked['yes_no_per_film']} of them to be answered with yes or no. The checkpoint ran in float32; "
+        f"its own greedy answers, up to {asked['answer_tokens']} tokens, are what the bundle's are compared with."
     )
     parts = [
         f"<h1>Does {escape(name)} answer as its checkpoint does?</h1>",
         f"<p>bundle.json SHA-256 <code>{escape(sha256)}</code><br>checkpoint "
         f"<code>{escape(figures['source_sha256'])}</code></p>",
-        '<p class="notice">For research, not for diagnosis. This page says how close a converted model is to the '
-        "model it came from, not whether either is right about a patient.</p>",
+        '<p class="notice">For research, not for diagnosis. This page says how close a converted model is to '
+        "the model it came from, not whether either is right about a patient.</p>",
         f"<h2>What was compared</h2><p>{escape(sentence)}</p>",
     ]
     if asked["unsettled"]:
@@ -56,8 +57,8 @@ def render_page(name: str, sha256: str, figures: dict[str, Any], verdicts: dict[
     parts += [_verdict(verdicts, limits), _answers(figures, verdicts), _vision(figures), _meaning()]
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Fidelity of {escape(name)}</title>'
-        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>Fidelity of {escape(name)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 
@@ -72,10 +73,11 @@ def _verdict(verdicts: dict[str, list[str]], limits: dict[str, float]) -> str:
         + "</li>"
         for name, found in verdicts.items()
     )
+    rows = rows or "<li>none: no answer was a yes or no, and none held a box</li>"
     return (
-        f"<h2>Verdict</h2><p>Limits this bundle declares: at most {limits['flip_rate']:.1%} of yes/no answers "
-        f"may turn round, and boxes may lose at most {limits['box_iou_loss']:g} of their overlap. A combination "
-        f"beyond them is refused unless forced.</p><ul>{rows}</ul>"
+        f"<h2>Verdict</h2><p>Limits this bundle declares: at most {limits['flip_rate']:.1%} of yes/no "
+        f"answers may turn round, and boxes may lose at most {limits['box_iou_loss']:g} of their overlap. A "
+        f"combination beyond them is refused unless forced.</p><ul>{rows}</ul>"
     )
 
 
@@ -97,7 +99,7 @@ def _answers(figures: dict[str, Any], verdicts: dict[str, list[str]]) -> str:
             _number(token["kld_mean"], ".2g"),
             _number(token["kld_p99"], ".2g"),
             _number(token["top1"], ".2%"),
-            '<span class="out">beyond</span>' if verdicts[name] else '<span class="in">within</span>',
+            _word(verdicts.get(name)),
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{cell}</th>" for cell in heads)
@@ -107,6 +109,12 @@ def _answers(figures: dict[str, Any], verdicts: dict[str, list[str]]) -> str:
     )
 
 
+def _word(found: list[str] | None) -> str:
+    if found is None:
+        return "not judged"
+    return '<span class="out">beyond</span>' if found else '<span class="in">within</span>'
+
+
 def _vision(figures: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{one['crops']}</td><td>{one['cosine_min']:.6f}</td>"
@@ -114,9 +122,10 @@ def _vision(figures: dict[str, Any]) -> str:
         for name, one in figures["vision"].items()
     )
     return (
-        "<h2>What the vision tower hands over</h2><table><caption>Cosine of each crop's projected tokens with the "
-        "checkpoint's; 1 is equal. The worst crop counts, not the mean.</caption><thead><tr><th>vision</th>"
-        f"<th>crops</th><th>lowest</th><th>1st percentile</th><th>median</th></tr></thead><tbody>{rows}</tbody></table>"
+        "<h2>What the vision tower hands over</h2><table><caption>Cosine of each crop's projected tokens with "
+        "the checkpoint's; 1 is equal. The worst crop counts, not the mean.</caption><thead><tr><th>vision</th>"
+        f"<th>crops</th><th>lowest</th><th>1st percentile</th><th>median</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
     )
 
 

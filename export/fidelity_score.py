@@ -86,6 +86,11 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def judged(figures: dict[str, Any]) -> bool:
+    """True if anything a limit is about was compared at all."""
+    return bool(figures["yes_no"]["decided"] or figures["boxes"]["compared"])
+
+
 def beyond(figures: dict[str, Any], limits: Mapping[str, float]) -> list[str]:
     """Which limits a combination is beyond, one phrase each; the measured value counts, not its interval."""
     found = []

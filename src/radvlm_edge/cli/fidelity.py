@@ -84,7 +84,13 @@ def fidelity(
         click.echo(json.dumps(stored))
         return
     for name, one in stored["combinations"].items():
-        click.echo(f"{name:<16}{_line(one)}  {'; '.join(stored['beyond'][name]) or 'within its limits'}")
+        click.echo(f"{name:<16}{_line(one)}  {_verdict(stored['beyond'].get(name))}")
+
+
+def _verdict(found: list[str] | None) -> str:
+    if found is None:
+        return "not judged: no answer was a yes or no, and none held a box"
+    return "; ".join(found) or "within its limits"
 
 
 def _line(one: dict[str, Any]) -> str:
