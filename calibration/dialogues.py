@@ -86,7 +86,9 @@ def _exchanges(rng: np.random.Generator, film: ProbeFilm) -> list[Exchange]:
 
 def _random_labels(rng: np.random.Generator) -> Labels:
     present = frozenset(name for name in FINDINGS if rng.random() < 0.4)
-    sides = {name: (("right", "left")[int(rng.integers(2))],) if name in present else () for name in SIDED}
+    sides: dict[str, tuple[str, ...]] = {
+        name: (("right", "left")[int(rng.integers(2))],) if name in present else () for name in SIDED
+    }
     boxes = {}
     for name in sorted(present):
         x, y = rng.uniform(0.1, 0.5, 2)

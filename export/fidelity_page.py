@@ -19,7 +19,7 @@ dt{font-weight:600}dd{margin:0 0 .5rem}
 """
 MEANING = {
     "flips": "Yes/no questions the checkpoint answers with yes or no, to which the bundle says the "
-    "opposite, or neither. In brackets the 95 % interval of the rate (Wilson): with few questions it stays wide.",
+    "opposite, or neither. In brackets the 95 % interval of the rate (Wilson): few questions leave it wide.",
     "boxes": "Mean overlap (intersection over union) of each box with the checkpoint's own; a box missing "
     "or too many counts 0. The loss is 1 minus it.",
     "answers": "Share of greedy answers that are the checkpoint's to the letter.",
@@ -39,7 +39,7 @@ def render_page(name: str, sha256: str, figures: dict[str, Any], verdicts: dict[
     sentence = (
         f"{films['count']} films ({films['kind']}), each asked {asked['questions_per_film']} questions, "
         f"{asked['yes_no_per_film']} of them to be answered with yes or no. The checkpoint ran in float32; "
-        f"its own greedy answers, up to {asked['answer_tokens']} tokens, are what the bundle's are compared with."
+        f"the bundle's greedy answers are compared with its own, up to {asked['answer_tokens']} tokens."
     )
     parts = [
         f"<h1>Does {escape(name)} answer as its checkpoint does?</h1>",
@@ -58,7 +58,8 @@ def render_page(name: str, sha256: str, figures: dict[str, Any], verdicts: dict[
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>Fidelity of {escape(name)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        f"<title>Fidelity of {escape(name)}</title><style>{STYLE}</style></head>"
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -82,7 +83,15 @@ def _verdict(verdicts: dict[str, list[str]], limits: dict[str, float]) -> str:
 
 
 def _answers(figures: dict[str, Any], verdicts: dict[str, list[str]]) -> str:
-    heads = ("vision + language", "flips", "boxes IoU", "answers", "labels", "sides", "negations")
+    heads: tuple[str, ...] = (
+        "vision + language",
+        "flips",
+        "boxes IoU",
+        "answers",
+        "labels",
+        "sides",
+        "negations",
+    )
     heads += ("KLD mean", "KLD p99", "top-1", "verdict")
     rows = []
     for name, one in figures["combinations"].items():
@@ -122,8 +131,9 @@ def _vision(figures: dict[str, Any]) -> str:
         for name, one in figures["vision"].items()
     )
     return (
-        "<h2>What the vision tower hands over</h2><table><caption>Cosine of each crop's projected tokens with "
-        "the checkpoint's; 1 is equal. The worst crop counts, not the mean.</caption><thead><tr><th>vision</th>"
+        "<h2>What the vision tower hands over</h2><table><caption>Cosine of each crop's projected tokens "
+        "with the checkpoint's; 1 is equal. The worst crop counts, not the mean.</caption>"
+        "<thead><tr><th>vision</th>"
         f"<th>crops</th><th>lowest</th><th>1st percentile</th><th>median</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )

@@ -181,7 +181,7 @@ class _Layer:
             rows += self._linear("mlp.down_proj", gate, start)
 
     def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        return self._linear(name, x).unflatten(1, (-1, self.language.head_dim)).transpose(0, 1)
+        return self._linear(name, x).reshape(len(x), -1, self.language.head_dim).transpose(0, 1)
 
     def _linear(self, name: str, x: torch.Tensor, start: int = 0) -> torch.Tensor:
         self.observe(self.number, start, f"{self.name}{name}.weight", x)
