@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.probe_films import ProbeFilm, ProbeFilms
