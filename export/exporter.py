@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import numpy as np
 from radvlm_edge.bundle import SCHEMA, Bundle, BundleWriter, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
+from radvlm_edge.export import quantisation
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
+from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
 from radvlm_edge.export.parity import LEVELS, check_parity
 from radvlm_edge.export.reference import build_reference
 
 TOOLS = ("radvlm-edge", "torch", "transformers", "optimum-onnx", "onnx", "gguf", "llama-cpp-python", "numpy")
-DEFAULTS = {"vision": ("fp16", "fp32"), "language": ("Q8_0", "F16")}
-"""Used without being asked for, in this order, where the bundle holds it."""
+VISION_DEFAULTS = ("fp16", "fp32")
+"""Used without being asked for, in this order, where the bundle holds it; language: quantisation.py."""
 
 
 def export_checkpoint(
@@ -33,13 +36,17 @@ def export_checkpoint(
     language: Sequence[str] = ("F16", "Q8_0", "Q4_K_M"),
     parity: str = "quick",
     render: str | None = None,
+    device: str = "any",
+    imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint, compare the result with it, seal it at `out`.
 
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
-    and left out. Raises CheckpointError, OutputError or ParityError; nothing is left behind then.
+    and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`.
+    `imatrix` gives the importance matrix quantisation uses, once the checkpoint is open.
+    Raises CheckpointError, OutputError or ParityError; nothing is left behind then.
     """
     _check_names("vision", vision, tuple(vision_stage.PRECISIONS))
     _check_names("language", language, language_stage.PRECISIONS)
@@ -50,7 +57,8 @@ def export_checkpoint(
         tempfile.TemporaryDirectory(dir=writer.folder.parent) as spare,
     ):
         vision_paths = _write_vision(checkpoint, vision, parity, writer, Path(spare), progress)
-        language_paths = _write_language(checkpoint, language, writer, Path(spare), progress)
+        matrix = imatrix(checkpoint) if imatrix else None
+        language_paths = _write_language(checkpoint, language, matrix, writer, Path(spare), progress)
         newline = checkpoint.tensor("image_newline").float().numpy()
         np.save(writer.path("vision/image_newline.npy"), newline)
         progress("reference: the checkpoint in transformers")
@@ -69,7 +77,16 @@ def export_checkpoint(
             )
         text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
         writer.path("parity.json").write_text(text, encoding="utf-8")
-        writer.write_manifest(_manifest(checkpoint, writer, render))
+        rule = quantisation.rule_for(
+            quantisation.weights(checkpoint.config.language, tied=checkpoint.tied),
+            quantisation.whole_rows(checkpoint.config.language),
+            device,
+        )
+        progress(f"default language artefact for {device} device: {rule.reason}")
+        manifest = _manifest(checkpoint, writer, render, rule)
+        if matrix:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
+        writer.write_manifest(manifest)
         return writer.seal()
 
 
@@ -103,11 +120,15 @@ def _write_vision(
 def _write_language(
     checkpoint: Checkpoint,
     wanted: Sequence[str],
+    matrix: ImportanceMatrix | None,
     writer: BundleWriter,
     spare: Path,
     progress: Callable[[str], None],
 ) -> dict[str, Path]:
     paths = {}
+    importances, _kept = as_llama(matrix, checkpoint) if matrix else (None, None)
+    if warning := quantisation.warn_of_rows(checkpoint.config.language, wanted):
+        progress(warning)
     for precision in dict.fromkeys(["F16", *wanted]):
         progress(f"language {precision}")
         name = f"language/{precision}.gguf"
@@ -116,15 +137,19 @@ def _write_language(
         if precision == "F16":
             language_stage.write_f16(checkpoint, paths["F16"])
         else:
-            language_stage.quantise(paths["F16"], paths[precision], precision)
+            language_stage.quantise(paths["F16"], paths[precision], precision, importances)
         if shipped:
             writer.add("language", precision, "gguf", name)
     return paths
 
 
-def _manifest(checkpoint: Checkpoint, writer: BundleWriter, render: str | None) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, writer: BundleWriter, render: str | None, rule: quantisation.Rule
+) -> Manifest:
     facts = checkpoint.facts
-    held = {role: [a.precision for a in writer.artefacts if a.role == role] for role in DEFAULTS}
+    held = {
+        role: [a.precision for a in writer.artefacts if a.role == role] for role in ("vision", "language")
+    }
     stated = ("name", "demonstration", "redistributable", "licence", "render")
     return Manifest(
         schema=SCHEMA,
@@ -139,8 +164,8 @@ def _manifest(checkpoint: Checkpoint, writer: BundleWriter, render: str | None) 
         prompting=checkpoint.prompting,
         artefacts=tuple(writer.artefacts),
         defaults={
-            role: next((p for p in order if p in held[role]), held[role][0])
-            for role, order in DEFAULTS.items()
+            "vision": next((p for p in VISION_DEFAULTS if p in held["vision"]), held["vision"][0]),
+            "language": quantisation.default_precision(rule, held["language"]),
         },
         tools={name: importlib.metadata.version(name) for name in TOOLS},
         notes={key: value for key, value in facts.items() if key not in stated},

@@ -132,11 +132,16 @@ def _add_tokenizer(writer: Any, checkpoint: Checkpoint) -> None:
     writer.add_chat_template(checkpoint.prompting.chat_template)
 
 
-def quantise(source: Path, target: Path, precision: str) -> None:
-    """Quantise an F16 GGUF with llama.cpp to one of `QUANTISED`."""
+def quantise(source: Path, target: Path, precision: str, imatrix: Any = None) -> None:
+    """Quantise an F16 GGUF with llama.cpp to one of `QUANTISED`.
+
+    `imatrix`: an array of `llama_model_imatrix_data` ended by a NULL name (`imatrix_file.as_llama`).
+    """
     quiet()
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = QUANTISED[precision]
+    if imatrix is not None:
+        options.imatrix = ctypes.cast(imatrix, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options))
     if status != 0:
         raise BackendError(f"llama.cpp could not quantise {source.name} to {precision} (status {status})")

@@ -213,7 +213,7 @@ def test_gates_apply_even_to_what_is_not_shipped(tiny_checkpoint: Path, tmp_path
     assert {a.precision for a in bundle.manifest.artefacts} == {"fp16", "Q4_0", "Q6_K"}
     figures = json.loads((bundle.folder / "parity.json").read_text())
     assert "fp32" in figures["vision"] and "F16" in figures["language"]
-    assert bundle.manifest.defaults == {"vision": "fp16", "language": "Q4_0"}
+    assert bundle.manifest.defaults == {"vision": "fp16", "language": "Q6_K"}
 
 
 def test_unknown_names_and_existing_folders(tiny_checkpoint: Path, tmp_path: Path) -> None:

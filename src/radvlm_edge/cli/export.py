@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from radvlm_edge.cli.options import need
+from radvlm_edge.runtime.devices import CLASSES
+
+if TYPE_CHECKING:
+    from radvlm_edge.export.checkpoint import Checkpoint
+    from radvlm_edge.export.imatrix_file import ImportanceMatrix
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -30,6 +36,27 @@ def _names(text: str) -> tuple[str, ...]:
     type=click.Choice(["voi", "minmax", "mimic"]),
     help="How the bundle renders films by default.  [default: as the checkpoint says, else mimic]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(CLASSES),
+    default="any",
+    show_default=True,
+    help="Kind of machine the bundle's default language artefact is chosen for.",
+)
+@click.option(
+    "--imatrix",
+    metavar="auto|FILE",
+    help="Importance matrix for quantisation: made from image-bearing prompts, or a llama.cpp GGUF imatrix.",
+)
+@click.option(
+    "--imatrix-films",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Films for --imatrix auto.  [default: phantoms, and NIH films where RADVLM_EDGE_DATA names them]",
+)
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="Also write the importance matrix here.")
+@click.option(
+    "--sign", type=click.Path(path_type=Path), metavar="KEY.pem", help="Sign the bundle (extra `sign`)."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(
     checkpoint: Path,
@@ -38,6 +65,11 @@ def export(
     language: str,
     parity: str,
     render: str | None,
+    device: str,
+    imatrix: str | None,
+    imatrix_films: Path | None,
+    imatrix_out: Path | None,
+    sign: Path | None,
     force: bool,
 ) -> None:
     """Turn a RadVLM checkpoint folder into a sealed bundle.
@@ -48,6 +80,11 @@ def export(
     need("export", "torch", "transformers", "optimum", "onnx", "gguf")
     from radvlm_edge.export.exporter import export_checkpoint
 
+    key = None
+    if sign is not None:
+        from radvlm_edge import signing
+
+        key = signing.load_private(sign)
     out = out or checkpoint.with_name(checkpoint.resolve().name + ".bundle")
     bundle = export_checkpoint(
         checkpoint,
@@ -56,7 +93,39 @@ def export(
         language=_names(language),
         parity=parity,
         render=render,
+        device=device,
+        imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
         force=force,
-        progress=lambda line: click.echo(line, err=True),
+        progress=_say,
     )
+    if key is not None:
+        signing.sign(bundle.folder, key)
     click.echo(bundle.folder)
+
+
+def _imatrix(wanted: str, films: Path | None, out: Path | None, render: str | None) -> Any:
+    """What gives the exporter its importance matrix once the checkpoint is open."""
+
+    def give(checkpoint: Checkpoint) -> ImportanceMatrix:
+        from radvlm_edge.calibration.imatrix import AUTO_FILMS, FIRST_SEED, collect
+        from radvlm_edge.export import probe_films
+        from radvlm_edge.export.imatrix_file import load_imatrix
+
+        if wanted != "auto":
+            return load_imatrix(Path(wanted))
+        if films is not None:
+            looked_at = probe_films.user_films(films, render or str(checkpoint.facts["render"]), _say)
+        else:
+            looked_at = probe_films.phantoms(AUTO_FILMS, FIRST_SEED, checkpoint.config.geometry)
+            if real := probe_films.nih_films(AUTO_FILMS):
+                looked_at = probe_films.together([looked_at, real])
+        matrix = collect(checkpoint, looked_at, progress=_say)
+        if out is not None:
+            matrix.save(out)
+        return matrix
+
+    return give
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
