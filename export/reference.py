@@ -49,7 +49,7 @@ def build_reference(checkpoint: Checkpoint) -> Any:
         image_token_index=config.image_token_id,
         image_grid_pinpoints=[list(pair) for pair in geometry.pinpoints],
         vision_aspect_ratio=f"anyres_max_{geometry.max_crops}",
-        vision_feature_layer=config.raw.get("vision_feature_layer", -1),
+        vision_feature_layer=tower.used_layers,
         vision_feature_select_strategy="full",
         tie_word_embeddings=checkpoint.tied,
     )
