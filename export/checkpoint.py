@@ -36,7 +36,7 @@ files."""
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 ROWS_OF_TOKENS = (EMBEDDING, HEAD)
-DIGESTED = ("*.safetensors.index.json", "*.bin.index.json", "*config.json", "tokenizer.json", "chat_template.*")
+DIGESTED = ("*.index.json", "*config.json", "tokenizer.json", "chat_template.*")
 DIGESTED_TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json")
 """Read only where there is no tokenizer.json."""
 UNUSED_HEAD = "vision_tower.vision_model.head."
@@ -231,8 +231,10 @@ def _slow_tokenizer(folder: Path) -> dict[str, Any]:
     from transformers import AddedToken, Qwen2TokenizerFast
 
     fast = Qwen2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    added = sorted((int(i), text) for text, i in read_json(folder / "added_tokens.json", optional=True).items())
-    fast.add_tokens([AddedToken(text, special=True, normalized=False) for _, text in added], special_tokens=True)
+    stated = read_json(folder / "added_tokens.json", optional=True)
+    added = sorted((int(i), text) for text, i in stated.items())
+    tokens = [AddedToken(text, special=True, normalized=False) for _, text in added]
+    fast.add_tokens(tokens, special_tokens=True)
     made = fast.convert_tokens_to_ids([text for _, text in added])
     if made != [i for i, _ in added]:
         raise CheckpointError(f"{folder / 'added_tokens.json'}: its ids do not follow vocab.json's")

@@ -2,7 +2,7 @@
 
 onnx.save wants every tensor in memory, twice. A protobuf message is its fields one after another, so a
 graph's weights can be written as they come; the bytes are those onnx.save would have written.
-Source of the field numbers: onnx.proto (ModelProto.graph 7, GraphProto.initializer 5, TensorProto.raw_data 9).
+Source of the field numbers: onnx.proto (ModelProto.graph, GraphProto.initializer, TensorProto.raw_data).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 import torch
 
@@ -94,7 +95,10 @@ def _write_data(
 
 
 def _write_whole(
-    model: onnx.ModelProto, initializers: Sequence[Initializer], file: BinaryIO, advance: Callable[[int], None]
+    model: onnx.ModelProto,
+    initializers: Sequence[Initializer],
+    file: BinaryIO,
+    advance: Callable[[int], None],
 ) -> None:
     before, behind = _split(model, BEHIND_GRAPH)
     before.ClearField("graph")
@@ -119,7 +123,7 @@ def _raw(weight: Initializer) -> Iterator[memoryview]:
     """The bytes of a weight; a wrong count would break the file, so it is checked."""
     written = 0
     for block in weight.blocks():
-        raw = memoryview(block.numpy().reshape(-1)).cast("B")
+        raw = memoryview(np.asarray(block).reshape(-1)).cast("B")
         written += len(raw)
         yield raw
     if written != weight.bytes:

@@ -35,6 +35,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 """`mm_vision_tower`'s last part → the tower's config.json (google/siglip-so400m-patch14-384)."""
 
+OPTIONAL = (
+    *("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "use_sliding_window"),
+    *("max_position_embeddings", "hidden_act", "tie_word_embeddings"),
+)
+"""Settings of the language model that stand beside its sizes."""
+
 IMAGE, VIDEO = "<image>", "<video>"
 """Tokens the converter adds, in this order, at the tokenizer's first free ids."""
 
@@ -87,9 +93,7 @@ def as_hugging_face(raw: Mapping[str, Any], names: Iterable[str], image_token_id
     tower["num_hidden_layers"] = max(held) + 1
     text = {key: raw[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
     text |= {key: raw[key] for key in ("num_attention_heads", "num_key_value_heads", "vocab_size")}
-    optional = ("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "use_sliding_window")
-    optional += ("max_position_embeddings", "hidden_act", "tie_word_embeddings")
-    text |= {key: raw[key] for key in optional if key in raw}
+    text |= {key: raw[key] for key in OPTIONAL if key in raw}
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
         "original_architecture": raw["architectures"][0],

@@ -182,6 +182,12 @@ def write_vision(
     write_graph(model, initializers, path, advance)
 
 
+def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """Bytes of weights `write_vision` writes, for telling progress."""
+    graph = VisionGraph(checkpoint, PRECISIONS[precision])
+    return sum(parameter.numel() for parameter in graph.parameters()) * graph.dtype.itemsize
+
+
 _TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,8 @@ Shape = tuple[int, ...]
 class WeightFile(Protocol):
     """A mapped file: `tensor` gives a view of its pages, which are no anonymous memory."""
 
-    shapes: Mapping[str, Shape]
-    kinds: Mapping[str, str]
+    shapes: dict[str, Shape]
+    kinds: dict[str, str]
     """Name → `F16`, `BF16`, `F32`, or what else the file calls the type."""
 
     def tensor(self, name: str) -> torch.Tensor: ...
@@ -33,10 +33,11 @@ class WeightFile(Protocol):
 class _Safetensors:
     def __init__(self, path: Path) -> None:
         try:
-            self._file: Any = safe_open(path, "pt")
+            file: Any = safe_open(path, "pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        self._file = file
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         self.kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
 
@@ -96,9 +97,11 @@ class Weights:
                 if file.kinds[inside] not in FLOATS:
                     problems.append(f"{inside} is {file.kinds[inside]}, not one of {', '.join(FLOATS)}")
                 self.where[name] = path, inside
-        for inside in sorted(index):
-            if inside not in self._files[folder / index[inside]].shapes:
-                problems.append(f"the index says {inside} is in {index[inside]}, it is not")
+        problems += [
+            f"the index says {inside} is in {index[inside]}, it is not"
+            for inside in sorted(index)
+            if inside not in self._files[folder / index[inside]].shapes
+        ]
         if problems:
             raise CheckpointError(f"{folder}: {'; '.join(dict.fromkeys(problems))}")
 

@@ -33,10 +33,20 @@ class Llama:
     Not thread-safe: one caller at a time.
     """
 
-    def __init__(self, path: Path, *, context: int, threads: int, sequences: int, gpu_layers: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int,
+        sequences: int,
+        gpu_layers: int,
+        repack: bool = True,
+    ) -> None:
         quiet()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = gpu_layers
+        options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise BackendError(

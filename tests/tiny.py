@@ -69,6 +69,7 @@ def make_checkpoint(
     save_checkpoint(model, tokenizer, SIZES, folder, {"name": "tiny", "render": "voi"})
     config = json.loads((folder / "config.json").read_text())
     config["vision_aspect_ratio"] = "anyres_max_4"  # so that large films are interpolated
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
     if spelling.startswith("transformers 5"):
         text = config["text_config"]
         text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), "rope_type": "default"}

@@ -202,9 +202,13 @@ class BundleWriter:
     def add(self, role: str, precision: str, backend: str, name: str) -> Artefact:
         """Record a file already written at `path(name)` as an artefact."""
         path = self.folder / name
-        artefact = Artefact(role, precision, backend, name, digest(path), path.stat().st_size)
+        artefact = Artefact(role, precision, backend, name, self.digest(path), path.stat().st_size)
         self.artefacts.append(artefact)
         return artefact
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file of the bundle; a subclass may know it already."""
+        return digest(path)
 
     def write_manifest(self, manifest: Manifest) -> None:
         text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
@@ -213,7 +217,7 @@ class BundleWriter:
     def seal(self) -> Bundle:
         """Write SHA256SUMS and move the bundle to its destination."""
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name != SUMS)
-        lines = [f"{digest(p)}  {p.relative_to(self.folder).as_posix()}\n" for p in files]
+        lines = [f"{self.digest(p)}  {p.relative_to(self.folder).as_posix()}\n" for p in files]
         (self.folder / SUMS).write_text("".join(lines), encoding="utf-8")
         if self.out.exists():
             old = self.out.parent / f".{self.out.name}.replaced-{os.getpid()}"

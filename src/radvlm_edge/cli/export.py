@@ -30,7 +30,15 @@ def _names(text: str) -> tuple[str, ...]:
     type=click.Choice(["voi", "minmax", "mimic"]),
     help="How the bundle renders films by default.  [default: as the checkpoint says, else mimic]",
 )
+@click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (peft).",
+)
+@click.option("--trim-vocab", is_flag=True, help="Leave out embedding rows behind the last token.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--resume", is_flag=True, help="Go on with what a killed export of this checkpoint finished.")
 def export(
     checkpoint: Path,
     out: Path | None,
@@ -38,7 +46,10 @@ def export(
     language: str,
     parity: str,
     render: str | None,
+    lora: Path | None,
+    trim_vocab: bool,
     force: bool,
+    resume: bool,
 ) -> None:
     """Turn a RadVLM checkpoint folder into a sealed bundle.
 
@@ -56,7 +67,10 @@ def export(
         language=_names(language),
         parity=parity,
         render=render,
+        lora=lora,
+        trim_vocab=trim_vocab,
         force=force,
+        resume=resume,
         progress=lambda line: click.echo(line, err=True),
     )
     click.echo(bundle.folder)
