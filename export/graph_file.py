@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import onnx
 import torch
 
@@ -123,7 +122,8 @@ def _raw(weight: Initializer) -> Iterator[memoryview]:
     """The bytes of a weight; a wrong count would break the file, so it is checked."""
     written = 0
     for block in weight.blocks():
-        raw = memoryview(np.asarray(block).reshape(-1)).cast("B")
+        values: Any = block.numpy().reshape(-1)
+        raw = memoryview(values).cast("B")
         written += len(raw)
         yield raw
     if written != weight.bytes:

@@ -70,7 +70,8 @@ class _Values:
     def tofile(self, file: BinaryIO) -> None:
         for block in row_blocks(self.checkpoint.tensor(self.name)):
             values = self._convert(block)
-            file.write(memoryview(np.asarray(values).reshape(-1)).cast("B"))
+            flat: Any = values.numpy().reshape(-1)
+            file.write(memoryview(flat).cast("B"))
             self.advance(values.nbytes)
 
     def _convert(self, block: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def image_features(checkpoint: Checkpoint, pixel_values: torch.Tensor) -> torch.
     with torch.no_grad():
         embeddings = SiglipVisionEmbeddings(vision).float()
         _load(embeddings, checkpoint, f"{TOWER}embeddings.")
-        parts = torch.split(pixel_values.float(), CROPS_AT_ONCE)  # type: ignore[no-untyped-call]
+        parts = torch.split(pixel_values.float(), CROPS_AT_ONCE)
         crops = [embeddings(part) for part in parts]
         layer = SiglipEncoderLayer(vision).float().eval()
         for index in range(checkpoint.config.tower.used_layers):
@@ -118,17 +119,18 @@ def image_features(checkpoint: Checkpoint, pixel_values: torch.Tensor) -> torch.
             crops = [_first(layer(x, attention_mask=None)) for x in crops]
         projector = LlavaOnevisionMultiModalProjector(config).float()
         _load(projector, checkpoint, "multi_modal_projector.")
-        return torch.cat([projector(x) for x in crops])
+        tokens: list[torch.Tensor] = [projector(x) for x in crops]
+        return torch.cat(tokens)
 
 
 def pack_image_features(
     checkpoint: Checkpoint, features: torch.Tensor, height: int, width: int, newline: torch.Tensor
 ) -> Floats:
     """transformers' packing of projected crops `[n, tokens, d]` of a film of `height` × `width` pixels."""
-    with torch.device("meta"):  # it is a method of the model, and uses none of its weights
-        model: Any = LlavaOnevisionModel(model_config(checkpoint))
+    owner: Any = SimpleNamespace(config=model_config(checkpoint))  # all of the model that it uses
     with torch.no_grad():
-        packed, _ = model.pack_image_features(
+        packed, _ = LlavaOnevisionModel.pack_image_features(
+            owner,
             [features],
             torch.tensor([[height, width]]),
             image_newline=newline,

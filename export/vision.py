@@ -47,8 +47,10 @@ class Block(nn.Module):
         self.heads, self.head_dim = tower.heads, tower.width // tower.heads
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             setattr(self, name, nn.Linear(tower.width, tower.width))
-        self.fc1, self.fc2 = nn.Linear(tower.width, tower.mlp), nn.Linear(tower.mlp, tower.width)
-        self.norm1, self.norm2 = (nn.LayerNorm(tower.width, eps=tower.eps) for _ in range(2))
+        self.fc1: nn.Module = nn.Linear(tower.width, tower.mlp)
+        self.fc2: nn.Module = nn.Linear(tower.mlp, tower.width)
+        self.norm1: nn.Module = nn.LayerNorm(tower.width, eps=tower.eps)
+        self.norm2: nn.Module = nn.LayerNorm(tower.width, eps=tower.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[n, tokens, width]` → the same."""
