@@ -72,12 +72,12 @@ class VisionGraph(nn.Module):
     Its parameters have shapes and no values; `source` names where the values are.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         config, values = checkpoint.config, checkpoint.preprocessing
         self.mean = torch.tensor(values["mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(values["std"]).view(1, 3, 1, 1)
-        self.rescale, self.dtype = float(values["rescale"]), dtype
+        self.rescale = float(values["rescale"])
         with torch.device("meta"):
             self.patch = nn.Conv2d(3, config.tower.width, config.geometry.patch_px, config.geometry.patch_px)
             self.position = nn.Parameter(torch.empty(config.geometry.tokens_per_crop, config.tower.width))
@@ -86,12 +86,12 @@ class VisionGraph(nn.Module):
             self.linear_2 = nn.Linear(config.language.hidden, config.language.hidden)
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                nothing = torch.zeros((), dtype=dtype).expand(parameter.shape)  # one number, any shape
+                nothing = torch.zeros(()).expand(parameter.shape)  # one number, any shape
                 setattr(module, name, nn.Parameter(nothing, requires_grad=False))
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
         x = (crops.float() * self.rescale - self.mean) / self.std
-        x = self.patch(x.to(self.dtype)).flatten(2).transpose(1, 2) + self.position
+        x = self.patch(x.to(torch.float32)).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
         tokens: torch.Tensor = self.linear_2(F.gelu(self.linear_1(x))).float()
@@ -166,7 +166,9 @@ def write_vision(
     written. Raises CheckpointError for a tensor whose values the precision cannot hold.
     """
     dtype = PRECISIONS[precision]
-    model = trace(VisionGraph(checkpoint, dtype).eval(), checkpoint.config.geometry.crop_px)
+    model = trace(VisionGraph(checkpoint).eval(), checkpoint.config.geometry.crop_px)
+    if dtype == torch.float16:
+        _halve(model)
     transposed = _fold_transposes(model)
     shapes = {value.name: _dims(value) for value in model.graph.input if value.name != "crops"}
     initializers = [
@@ -186,8 +188,8 @@ def write_vision(
 
 def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes of weights `write_vision` writes, for telling progress."""
-    graph = VisionGraph(checkpoint, PRECISIONS[precision])
-    return sum(parameter.numel() for parameter in graph.parameters()) * graph.dtype.itemsize
+    count = sum(parameter.numel() for parameter in VisionGraph(checkpoint).parameters())
+    return count * PRECISIONS[precision].itemsize
 
 
 _TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
@@ -228,6 +230,26 @@ def _without_parameters() -> Iterator[None]:
         yield
     finally:
         torch.onnx.export = export
+
+
+def _halve(model: onnx.ModelProto) -> None:
+    """Turn the arithmetic behind the first layer's cast into f16, in place.
+
+    Tracing in f16 would run the tower in f16, which a CPU does hundreds of times slower.
+    """
+    nodes = list(model.graph.node)
+    (patch,) = (node for node in nodes if node.op_type == "Conv")
+    start = next(i for i, node in enumerate(nodes) if patch.input[0] in node.output)
+    if nodes[start].op_type != "Cast" or nodes[-1].op_type != "Cast":
+        raise ParityError("the traced graph has no casts around its tower")
+    nodes[start].attribute[0].i = onnx.TensorProto.FLOAT16
+    for node in nodes[start + 1 : -1]:
+        if node.op_type == "Constant" and node.attribute[0].t.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(node.attribute[0].t).astype("float16")
+            node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(values))
+        elif node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT:
+            node.attribute[0].i = onnx.TensorProto.FLOAT16
+    del model.graph.value_info[:]
 
 
 def _fold_transposes(model: onnx.ModelProto) -> set[str]:
