@@ -6,6 +6,7 @@ Everything ctypes stays in this file, so that another build or engine replaces i
 from __future__ import annotations
 
 import ctypes
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,11 @@ class Llama:
             self._context = self._model = None
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of `text`; with `special`, spellings of special tokens become those tokens."""
-        raw = text.encode()
+        """Token ids of `text`; with `special`, spellings of special tokens become those tokens.
+
+        Qwen2's tokenizer composes characters first (Unicode NFC), llama.cpp's does not.
+        """
+        raw = unicodedata.normalize("NFC", text).encode()
         ids = (llama_cpp.llama_token * (len(raw) + 2))()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
         if count < 0:
