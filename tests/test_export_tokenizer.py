@@ -101,7 +101,7 @@ def test_published_vectors(full: Both) -> None:
     """llama.cpp's own 47 vectors for Qwen2."""
     data = Path(os.environ["RADVLM_EDGE_DATA"]) / "qwen2_tokenizer"
     texts = (data / "ggml-vocab-qwen2.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    lines = (data / "ggml-vocab-qwen2.gguf.out").read_text(encoding="utf-8").splitlines()
+    lines = (data / "ggml-vocab-qwen2.gguf.out").read_text(encoding="utf-8").split("\n")
     vectors = [[int(i) for i in line.split()] for line in lines]
     assert len(texts) == len(vectors) == 47
     for text, vector in zip(texts, vectors, strict=True):
