@@ -147,7 +147,7 @@ def write_checkpoint(
     shards = _shards(shapes)
     rng = np.random.default_rng(seed)
     pool = rng.standard_normal(POOL, dtype=np.float32)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, names in enumerate(shards):
         name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
         _write_shard(folder / name, {n: shapes[n] for n in names}, pool, rng)

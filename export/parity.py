@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 
 from radvlm_edge.errors import ParityError

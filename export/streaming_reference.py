@@ -144,7 +144,8 @@ def normalise(checkpoint: Checkpoint, views: npt.NDArray[np.uint8]) -> torch.Ten
     """Crops `[n, 3, S, S]` uint8 → float32 as the reference's tower wants them."""
     values = checkpoint.preprocessing
     mean, std = (torch.tensor(values[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    return (torch.from_numpy(views).float() * values["rescale"] - mean) / std
+    normalised: torch.Tensor = (torch.from_numpy(views).float() * values["rescale"] - mean) / std
+    return normalised
 
 
 def _embed(part: Part, embedding: torch.Tensor) -> torch.Tensor:

@@ -45,8 +45,10 @@ class Block(nn.Module):
         tower = checkpoint.config.tower
         self.tokens, self.width = checkpoint.config.geometry.tokens_per_crop, tower.width
         self.heads, self.head_dim = tower.heads, tower.width // tower.heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(tower.width, tower.width))
+        self.q_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.k_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.v_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.out_proj: nn.Module = nn.Linear(tower.width, tower.width)
         self.fc1: nn.Module = nn.Linear(tower.width, tower.mlp)
         self.fc2: nn.Module = nn.Linear(tower.mlp, tower.width)
         self.norm1: nn.Module = nn.LayerNorm(tower.width, eps=tower.eps)
