@@ -50,12 +50,13 @@ def compare(
     with tempfile.TemporaryDirectory() as spare:
         exact = Path(spare) / "F16.gguf"
         language.write_f16(checkpoint, exact)
-        expected = _logits(exact, unseen, geometry.context)
+        used = ~checkpoint.unused  # the GGUF masks the others
+        expected = _logits(exact, unseen, geometry.context)[:, used]
         for name, matrix in variants.items():
             path = Path(spare) / "quantised.gguf"
             importances, _kept = as_llama(matrix, checkpoint) if matrix else (None, None)
             language.quantise(exact, path, precision, imatrix=importances)
-            given = _logits(path, unseen, geometry.context)
+            given = _logits(path, unseen, geometry.context)[:, used]
             kld = divergence(expected, given)
             results[name] = {
                 "kld_mean": float(kld.mean()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ class CheckpointAnswerer:
         checkpoint = open_checkpoint(folder)
         self.folder, self.geometry = folder, checkpoint.config.geometry
         self.model = build_reference(checkpoint)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_str(json.dumps(checkpoint.tokenizer))
 
     def describe(self) -> dict[str, Any]:
         return {"checkpoint": self.folder.name, "precision": "float32, transformers"}

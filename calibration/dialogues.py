@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ def dialogues(
     Films without labels get answers drawn at random in RadVLM's forms.
     """
     geometry = checkpoint.config.geometry
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str(json.dumps(checkpoint.tokenizer))
     rng = np.random.default_rng(seed)
     cut = [crops.cut(film.pixels, geometry) for film in films.films]
     features = stream_image_features(checkpoint, [views for views, _ in cut], progress)

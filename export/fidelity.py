@@ -17,7 +17,7 @@ import numpy.typing as npt
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export import fidelity_metrics as metrics
-from radvlm_edge.export.checkpoint import Checkpoint, read_json
+from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.fidelity_prompts import ANSWER_TOKENS, QUESTIONS, described
 from radvlm_edge.export.fidelity_reference import ReferenceAnswers, answer_by_drafts
 from radvlm_edge.export.fidelity_score import Score, beyond, judged
@@ -49,12 +49,18 @@ def measure(
 ) -> dict[str, Any]:
     """Figures of every combination of the bundle's artefacts; see docs/fidelity.md for their meaning.
 
-    Raises ParityError if the bundle was made from another checkpoint.
+    Raises ParityError if the bundle was made from another checkpoint, or with another vocabulary.
     """
     if bundle.manifest.source.get("sha256") != checkpoint.sha256():
         raise ParityError(
             f"{bundle.folder}: was not made from {checkpoint.folder} (its source digest differs); "
-            "give the folder it was exported from"
+            "give the folder it was exported from, and the --lora, if one was merged"
+        )
+    rows = bundle.manifest.geometry.vocab
+    if rows != checkpoint.config.language.vocab:
+        raise ParityError(
+            f"{bundle.folder}: has {rows} rows of vocabulary, not {checkpoint.config.language.vocab}; "
+            "give --trim-vocab exactly if it was exported so"
         )
     cut = [crops.cut(film.pixels, checkpoint.config.geometry) for film in films.films]
     expected = stream_image_features(checkpoint, [views for views, _ in cut], progress)
@@ -64,7 +70,7 @@ def measure(
         Sequences(asked.head, anyres.pack(feature, layout, newline), asked.tails)
         for feature, (_, layout) in zip(expected, cut, strict=True)
     ]
-    used = _used_rows(checkpoint)
+    used = ~checkpoint.unused
     reference = asked.reference(checkpoint, questions, most_passes, used, progress)
     vision, images = {}, {}
     held = [a.precision for a in bundle.manifest.artefacts if a.role == "vision"]
@@ -111,15 +117,6 @@ def write(bundle: Bundle, figures: dict[str, Any], limits: dict[str, float]) -> 
     stored = {**figures, "limits": dict(limits), "beyond": verdicts}
     text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
     return reseal(bundle, manifest, {"fidelity.json": text.encode()})
-
-
-def _used_rows(checkpoint: Checkpoint) -> npt.NDArray[np.bool_]:
-    """Rows of the output matrix that stand for a token; padding rows are random and never chosen."""
-    data = read_json(checkpoint.folder / "tokenizer.json")
-    ids = [*data["model"]["vocab"].values(), *(token["id"] for token in data.get("added_tokens", []))]
-    used = np.zeros(checkpoint.config.language.vocab, np.bool_)
-    used[ids] = True
-    return used
 
 
 def _vision_figures(expected: Sequence[Floats], given: Sequence[Floats]) -> dict[str, Any]:
@@ -205,8 +202,7 @@ class _Asked:
                 expected = reference.tokens[film][number]
                 theirs = head.logits(reference.hidden[film][number])
                 ours = self._forced(model, self.tails[number], expected)
-                rows = used[: ours.shape[1]]
-                score.add_logits(theirs[:, : len(rows)][:, rows], ours[:, rows])
+                score.add_logits(theirs[:, used], ours[:, used])
                 given = self._go_on(model, self.tails[number], [])
                 score.add_answer(
                     self._text(model, expected), self._text(model, given), yes_no=question.yes_no

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from radvlm_edge.export.config import Language
 from radvlm_edge.runtime.devices import CLASSES
+
+if TYPE_CHECKING:
+    from radvlm_edge.export.checkpoint import Checkpoint
 
 SUPER_BLOCK = 256
 SUPER_BLOCKED = ("Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
@@ -102,6 +106,12 @@ def rule_for(count: int, whole: bool, device: str = "any") -> Rule:
         for rule in TABLE
         if device in rule.devices and rule.small == small and rule.whole_rows in (None, whole)
     )
+
+
+def rule_of(checkpoint: Checkpoint, device: str) -> Rule:
+    """The table's line for a checkpoint."""
+    language = checkpoint.config.language
+    return rule_for(weights(language, tied=checkpoint.tied), whole_rows(language), device)
 
 
 def default_precision(rule: Rule, held: Sequence[str]) -> str:

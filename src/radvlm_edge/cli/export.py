@@ -57,7 +57,15 @@ def _names(text: str) -> tuple[str, ...]:
 @click.option(
     "--sign", type=click.Path(path_type=Path), metavar="KEY.pem", help="Sign the bundle (extra `sign`)."
 )
+@click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (peft).",
+)
+@click.option("--trim-vocab", is_flag=True, help="Leave out embedding rows behind the last token.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--resume", is_flag=True, help="Go on with what a killed export of this checkpoint finished.")
 def export(
     checkpoint: Path,
     out: Path | None,
@@ -70,7 +78,10 @@ def export(
     imatrix_films: Path | None,
     imatrix_out: Path | None,
     sign: Path | None,
+    lora: Path | None,
+    trim_vocab: bool,
     force: bool,
+    resume: bool,
 ) -> None:
     """Turn a RadVLM checkpoint folder into a sealed bundle.
 
@@ -95,7 +106,10 @@ def export(
         render=render,
         device=device,
         imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
+        lora=lora,
+        trim_vocab=trim_vocab,
         force=force,
+        resume=resume,
         progress=_say,
     )
     if key is not None:

@@ -21,6 +21,10 @@ from radvlm_edge.cli.options import need
     help="Checkpoint folder the bundle was exported from.",
 )
 @click.option(
+    "--lora", type=click.Path(path_type=Path), metavar="DIR", help="The adapter the export merged (peft)."
+)
+@click.option("--trim-vocab", is_flag=True, help="The bundle was exported so.")
+@click.option(
     "--films",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of films to ask about.  [default: seeded phantoms]",
@@ -38,6 +42,8 @@ from radvlm_edge.cli.options import need
 def fidelity(
     bundle: Path,
     against: Path,
+    lora: Path | None,
+    trim_vocab: bool,
     films: Path | None,
     phantoms: int | None,
     max_flips: float | None,
@@ -64,7 +70,7 @@ def fidelity(
 
     opened = Bundle.open(bundle)
     opened.verify()
-    checkpoint = open_checkpoint(against)
+    checkpoint = open_checkpoint(against, lora=lora, trim_vocab=trim_vocab)
     looked_at = (
         probe_films.user_films(films, opened.manifest.render, _say)
         if films is not None
