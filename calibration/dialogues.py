@@ -16,7 +16,9 @@ from radvlm_edge.export.shared_prefix import Sequences, stream_image_features
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.training import instructions
 from radvlm_edge.training.instructions import Exchange, Labels
-from radvlm_edge.training.phantom_findings import FINDINGS, SIDED
+from radvlm_edge.training.phantom import Finding
+from radvlm_edge.training.phantom_difficulty import DEVICES, FINDINGS, GRADES, SIDED
+from radvlm_edge.training.reports import IN_LUNG
 
 REGIONS = {"right lung": (0.1, 0.15, 0.45, 0.8), "cardiac silhouette": (0.4, 0.45, 0.75, 0.8)}
 """Where unlabelled films are said to show them: the form of an answer counts here, not its truth."""
@@ -68,30 +70,32 @@ def _exchanges(rng: np.random.Generator, film: ProbeFilm) -> list[Exchange]:
     """Questions of every task the film's labels allow."""
     labels = film.labels or _random_labels(rng)
     asked = [instructions.yes_no(rng, labels, name) for name in FINDINGS]
-    asked += [instructions.classify(rng, labels), instructions.report(rng, labels)]
+    asked.append(instructions.classify(rng, labels))
+    found = sorted({one.name for one in labels.found})
+    asked += [instructions.locate_finding(rng, labels, name) for name in found]
     if labels.localised:
         asked += [
             instructions.yes_no(rng, labels, name, ("right", "left")[int(rng.integers(2))]) for name in SIDED
         ]
-        regions = sorted(labels.regions)
-        asked += [
-            instructions.locate_region(rng, labels, regions[int(rng.integers(len(regions)))])
-            for _ in range(2)
-        ]
-        asked += [instructions.locate_finding(rng, labels, name) for name in FINDINGS[:2]]
-        asked.append(instructions.detect(rng, labels))
-        if labels.finding_boxes:
-            asked.append(instructions.locate_phrase(rng, labels, *sorted(labels.finding_boxes)[0]))
+        asked += [instructions.report(rng, labels), instructions.detect(rng, labels)]
+    if regions := sorted(labels.regions or ()):
+        drawn = [regions[int(rng.integers(len(regions)))] for _ in range(2)]
+        asked += [instructions.locate_region(rng, labels, name) for name in drawn]
+    if labels.localised and found:
+        asked.append(instructions.locate_phrase(rng, labels, labels.found[0]))
+    if labels.localised and len(found) > 1:
+        asked.append(instructions.locate_several(rng, labels, found[:3]))
     return asked
 
 
 def _random_labels(rng: np.random.Generator) -> Labels:
-    present = frozenset(name for name in FINDINGS if rng.random() < 0.4)
-    sides: dict[str, tuple[str, ...]] = {
-        name: (("right", "left")[int(rng.integers(2))],) if name in present else () for name in SIDED
-    }
-    boxes = {}
-    for name in sorted(present):
-        x, y = rng.uniform(0.1, 0.5, 2)
-        boxes[name, (sides.get(name) or ("",))[0]] = (x, y, x + 0.3, y + 0.3)
-    return Labels(present, sides, boxes, dict(REGIONS))
+    found = []
+    for name in (name for name in FINDINGS if rng.random() < 0.4):
+        x, y = (float(value) for value in rng.uniform(0.1, 0.5, 2))
+        side = ("right", "left")[int(rng.integers(2))] if name in SIDED else ""
+        site = ("upper", "mid", "lower")[int(rng.integers(3))] if name in IN_LUNG else ""
+        grades = GRADES[name]
+        severity = grades[int(rng.integers(len(grades)))].name
+        kind = sorted(DEVICES)[int(rng.integers(len(DEVICES)))] if name == "support devices" else ""
+        found.append(Finding(name, side, (x, y, x + 0.3, y + 0.3), severity, site, kind))
+    return Labels(frozenset(one.name for one in found), tuple(found), dict(REGIONS))
