@@ -11,17 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.tiny import make_checkpoint
 
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import OutputError, RadvlmError
 from radvlm_edge.export import exporter, partial
+from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.exporter import export_checkpoint
+from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
+from radvlm_edge.export.language import gguf_name
 
 pytestmark = pytest.mark.torch
 KILLS = int(os.environ.get("RADVLM_EDGE_KILLS", "3"))
@@ -75,12 +79,17 @@ def test_killed_at_a_random_moment_and_resumed(whole: Path, tmp_path: Path, seed
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
-def interrupted(whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(
+    whole: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
+) -> None:
     """An export that the user interrupts before parity."""
     with monkeypatch.context() as patch:
         patch.setattr(exporter, "check_parity", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            export_checkpoint(whole, out)
+            export_checkpoint(whole, out, imatrix=imatrix)
 
 
 def raise_interrupt(*_: Any, **__: Any) -> None:
@@ -102,6 +111,48 @@ def test_resume_makes_no_finished_file_again(
     export_checkpoint(whole, out, resume=True, progress=said.append)
     assert any(line.startswith("resume: bundle/golden.npz, bundle/language/F16.gguf") for line in said)
     assert content(out) == content(whole.parent / "whole")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same matrix", "another matrix"])
+def test_quantised_files_are_kept_only_of_the_same_importance_matrix(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """F16 is kept in any case; Q4_K_M has the bytes of the matrix given last."""
+    out, made = tmp_path / "b", []
+    interrupted(whole, out, monkeypatch, matrix_of(0))
+    quantise = exporter.language_stage.quantise
+
+    def counted(source: Path, target: Path, precision: str, **more: Any) -> None:
+        made.append(precision)
+        quantise(source, target, precision, **more)
+
+    monkeypatch.setattr(exporter.language_stage, "quantise", counted)
+    monkeypatch.setattr(exporter.language_stage, "write_f16", raise_interrupt)
+    last = matrix_of(0 if same else 1)
+    bundle = export_checkpoint(whole, out, parity="none", resume=True, imatrix=last)
+    assert made == ([] if same else ["Q8_0", "Q4_K_M"])
+    source = bundle.folder / "language" / "F16.gguf"
+    importances, _alive = as_llama(last(open_checkpoint(whole)), open_checkpoint(whole))
+    quantise(source, tmp_path / "expected", "Q4_K_M", imatrix=importances)
+    assert (bundle.folder / "language" / "Q4_K_M.gguf").read_bytes() == (tmp_path / "expected").read_bytes()
+    plain = content(whole.parent / "whole")["language/Q4_K_M.gguf"]
+    assert (tmp_path / "expected").read_bytes() != plain
+    bundle.verify()
+
+
+def matrix_of(phase: int) -> Callable[[Checkpoint], ImportanceMatrix]:
+    """One channel in eight counts; which ones depends on `phase`."""
+
+    def give(checkpoint: Checkpoint) -> ImportanceMatrix:
+        shapes = checkpoint.config.tensor_shapes(tied=True).items()
+        means = {
+            gguf_name(name): np.where(np.arange(shape[1]) % 8 == phase, 1e4, 1).astype(np.float32)
+            for name, shape in shapes
+            if name.startswith("language_model.") and len(shape) == 2
+        }
+        return ImportanceMatrix(means, 1, ())
+
+    return give
 
 
 @pytest.mark.parametrize("change", ["other weights", "other options", "without --resume"])

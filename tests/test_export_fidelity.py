@@ -12,15 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.test_export_lora import CONFIG, make_adapter
 from tests.tiny import make_checkpoint
 
 from radvlm_edge.bundle import LIMITS, Bundle
+from radvlm_edge.calibration.imatrix import collect
+from radvlm_edge.cli import cli
 from radvlm_edge.errors import BundleError, ParityError
 from radvlm_edge.export import fidelity, fidelity_score, probe_films
 from radvlm_edge.export import fidelity_metrics as metrics
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
+from radvlm_edge.export.exporter import export_checkpoint
 from radvlm_edge.export.fidelity_page import render_page
 from radvlm_edge.export.fidelity_prompts import QUESTIONS
 from radvlm_edge.export.fidelity_reference import answer_by_drafts
@@ -176,6 +181,37 @@ def test_another_checkpoint_is_refused(copy: Path, tmp_path: Path) -> None:
     films = probe_films.phantoms(1, 7, other.config.geometry)
     with pytest.raises(ParityError, match="was not made from"):
         fidelity.measure(Bundle.open(copy), other, films)
+
+
+def test_the_training_layout_with_an_adapter_and_no_padding(tmp_path: Path) -> None:
+    """The folder holds no tokenizer.json; what the export was told, fidelity must be told."""
+    spelling = "LLaVA-NeXT training"
+    folder, adapter = make_checkpoint(tmp_path / "c", spelling=spelling), tmp_path / "l"
+    make_adapter(adapter, folder, spelling, CONFIG)
+    (folder / "tokenizer.json").unlink()
+    films = probe_films.phantoms(1, 7, open_checkpoint(folder).config.geometry)
+    bundle = export_checkpoint(
+        folder,
+        tmp_path / "b",
+        vision=("fp32",),
+        language=("F16", "Q4_K_M"),
+        parity="none",
+        lora=adapter,
+        trim_vocab=True,
+        imatrix=lambda checkpoint: collect(checkpoint, films),
+    )
+    with pytest.raises(ParityError, match="was not made from.*--lora"):
+        fidelity.measure(bundle, open_checkpoint(folder, trim_vocab=True), films)
+    with pytest.raises(ParityError, match="has 300 rows of vocabulary, not 320; give --trim-vocab"):
+        fidelity.measure(bundle, open_checkpoint(folder, lora=adapter), films)
+    said = ["--lora", str(adapter), "--trim-vocab", "--phantoms", "1", "--threads", "1", "--json"]
+    result = CliRunner().invoke(cli, ["fidelity", str(bundle.folder), "--against", str(folder), *said])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["combinations"]
+    assert set(found) == {"fp32+F16", "fp32+Q4_K_M"}
+    exact = found["fp32+F16"]["next_token"]
+    assert exact["kld_mean"] < 1e-6 and exact["top1"] > 0.99
+    Bundle.open(bundle.folder).verify()
 
 
 def bad(figures: dict[str, Any], *names: str) -> dict[str, Any]:
