@@ -35,7 +35,7 @@ def loud(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def answers(checkpoint: Checkpoint, path: Path) -> list[int]:
     """Greedy continuations of some prompts, one after another."""
-    model = LanguageModel(path, context=128)
+    model = LanguageModel(path, context=128, threads=1)
     tokens = []
     try:
         for start in range(10):

@@ -12,8 +12,9 @@ from tests.tiny import make_checkpoint
 
 from radvlm_edge.export import shared_prefix
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
-from radvlm_edge.export.reference import build_reference, image_features, language_logits, normalise
+from radvlm_edge.export.reference import build_reference, image_features, language_logits
 from radvlm_edge.export.shared_prefix import Sequences, stream_hidden, stream_image_features
+from radvlm_edge.export.streaming_reference import normalise
 
 pytestmark = pytest.mark.torch
 
