@@ -211,9 +211,10 @@ def _geometry(raw: dict[str, Any], language: Language) -> Geometry:
         )
     crop, patch = int(vision["image_size"]), int(vision["patch_size"])
     pinpoints = tuple((int(h), int(w)) for h, w in raw["image_grid_pinpoints"])
-    if crop % patch or any(side % crop for pair in pinpoints for side in pair):
+    if not 0 < patch <= crop or any(side % crop for pair in pinpoints for side in pair):
         raise ValueError(
-            f"crop {crop} px, patch {patch} px and pinpoints {pinpoints} do not divide each other"
+            f"pinpoints {pinpoints} are not made of crops of {crop} px, or a patch of {patch} px is larger; "
+            "they do not divide"
         )
     return Geometry(
         crop_px=crop,

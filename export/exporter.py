@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from radvlm_edge.bundle import SCHEMA, Bundle, BundleWriter, Manifest
+from radvlm_edge.bundle import SCHEMA, Bundle, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
+from radvlm_edge.export import quantisation
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
+from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
 from radvlm_edge.export.parity import LEVELS, check_parity
-from radvlm_edge.export.reference import build_reference
+from radvlm_edge.export.partial import ResumableWriter
+from radvlm_edge.export.progress import Progress
 
 TOOLS = ("radvlm-edge", "torch", "transformers", "optimum-onnx", "onnx", "gguf", "llama-cpp-python", "numpy")
-DEFAULTS = {"vision": ("fp16", "fp32"), "language": ("Q8_0", "F16")}
-"""Used without being asked for, in this order, where the bundle holds it."""
+VISION_DEFAULTS = ("fp16", "fp32")
+"""Used without being asked for, in this order, where the bundle holds it; language: quantisation.py."""
 
 
 def export_checkpoint(
@@ -33,44 +37,65 @@ def export_checkpoint(
     language: Sequence[str] = ("F16", "Q8_0", "Q4_K_M"),
     parity: str = "quick",
     render: str | None = None,
+    device: str = "any",
+    imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
+    lora: Path | None = None,
+    trim_vocab: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint, compare the result with it, seal it at `out`.
 
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
-    and left out. Raises CheckpointError, OutputError or ParityError; nothing is left behind then.
+    and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`. `imatrix`
+    gives the importance matrix quantisation uses, once the checkpoint is open. `lora` names a peft folder
+    whose adapter is merged, `trim_vocab` drops the rows behind the last token, `resume` goes on with what a
+    killed export of the same checkpoint finished.
+    Raises CheckpointError, OutputError or ParityError; nothing is left behind then, but with `resume` for
+    a disk that is full.
     """
     _check_names("vision", vision, tuple(vision_stage.PRECISIONS))
     _check_names("language", language, language_stage.PRECISIONS)
     _check_names("parity", [parity], LEVELS)
-    checkpoint = open_checkpoint(folder)
-    with (
-        BundleWriter(out, force=force) as writer,
-        tempfile.TemporaryDirectory(dir=writer.folder.parent) as spare,
-    ):
-        vision_paths = _write_vision(checkpoint, vision, parity, writer, Path(spare), progress)
-        language_paths = _write_language(checkpoint, language, writer, Path(spare), progress)
+    report = Progress(progress)
+    checkpoint = open_checkpoint(folder, lora=lora, trim_vocab=trim_vocab)
+    with ResumableWriter(out, force=force, resume=resume) as writer:
+        report.stage("source: digest of the checkpoint's files")
+        source = checkpoint.sha256()
+        kept = writer.begin(_request(checkpoint, source, trim_vocab))
+        if resume:
+            report.stage(f"resume: {', '.join(kept) or 'nothing finished to go on from'}")
+        vision_paths = _write_vision(checkpoint, vision, parity, writer, report)
+        matrix = imatrix(checkpoint) if imatrix else None
+        language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
         np.save(writer.path("vision/image_newline.npy"), newline)
-        progress("reference: the checkpoint in transformers")
-        reference = build_reference(checkpoint)
-        write_golden(checkpoint, reference, writer.path("golden.npz"))
+        report.stage("golden values: the checkpoint in transformers, layer by layer")
+        writer.make(writer.place("golden.npz"), lambda path: write_golden(checkpoint, path))
         figures: dict[str, Any] = {"level": "none"}
         if parity != "none":
             figures = check_parity(
-                checkpoint,
-                vision_paths,
-                language_paths,
-                newline,
-                level=parity,
-                progress=progress,
-                reference=reference,
+                checkpoint, vision_paths, language_paths, newline, level=parity, progress=report
             )
         text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
         writer.path("parity.json").write_text(text, encoding="utf-8")
-        writer.write_manifest(_manifest(checkpoint, writer, render))
+        rule = quantisation.rule_of(checkpoint, device)
+        report.stage(f"default language artefact for {device} device: {rule.reason}")
+        manifest = _manifest(checkpoint, source, writer, render, rule)
+        if matrix:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
+        writer.write_manifest(manifest)
         return writer.seal()
+
+
+def _request(checkpoint: Checkpoint, source: str, trim_vocab: bool) -> dict[str, Any]:
+    """What a finished file depends on, beside its own name."""
+    return {"source": source, "facts": checkpoint.facts, "trim_vocab": trim_vocab, "tools": _tools()}
+
+
+def _tools() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in TOOLS}
 
 
 def _check_names(what: str, given: Sequence[str], accepted: Sequence[str]) -> None:
@@ -83,18 +108,16 @@ def _write_vision(
     checkpoint: Checkpoint,
     wanted: Sequence[str],
     parity: str,
-    writer: BundleWriter,
-    spare: Path,
-    progress: Callable[[str], None],
+    writer: ResumableWriter,
+    report: Progress,
 ) -> dict[str, Path]:
-    graph = vision_stage.VisionGraph(checkpoint).eval()
     paths = {}
     for precision in dict.fromkeys([*wanted, *(["fp32"] if parity != "none" else [])]):
-        progress(f"vision {precision}")
-        name = f"vision/{precision}.onnx"
-        shipped = precision in wanted
-        paths[precision] = writer.path(name) if shipped else spare / f"{precision}.onnx"
-        vision_stage.write_vision(checkpoint, graph, precision, paths[precision])
+        name, shipped = f"vision/{precision}.onnx", precision in wanted
+        paths[precision] = writer.place(name, shipped=shipped)
+        report.stage(f"vision {precision}", vision_stage.weight_bytes(checkpoint, precision))
+        write = partial(vision_stage.write_vision, checkpoint, precision, advance=report.advance)
+        writer.make(paths[precision], write)
         if shipped:
             writer.add("vision", precision, "onnx", name)
     return paths
@@ -103,28 +126,53 @@ def _write_vision(
 def _write_language(
     checkpoint: Checkpoint,
     wanted: Sequence[str],
-    writer: BundleWriter,
-    spare: Path,
-    progress: Callable[[str], None],
+    parity: str,
+    matrix: ImportanceMatrix | None,
+    writer: ResumableWriter,
+    report: Progress,
 ) -> dict[str, Path]:
-    paths = {}
-    for precision in dict.fromkeys(["F16", *wanted]):
-        progress(f"language {precision}")
-        name = f"language/{precision}.gguf"
-        shipped = precision in wanted
-        paths[precision] = writer.path(name) if shipped else spare / f"{precision}.gguf"
-        if precision == "F16":
-            language_stage.write_f16(checkpoint, paths["F16"])
-        else:
-            language_stage.quantise(paths["F16"], paths[precision], precision)
-        if shipped:
-            writer.add("language", precision, "gguf", name)
+    """Quantised files are made anew where a kept one was made with another importance matrix, or none."""
+    paths = {
+        p: writer.place(f"language/{p}.gguf", shipped=p in wanted) for p in dict.fromkeys(["F16", *wanted])
+    }
+    importances, _alive = as_llama(matrix, checkpoint) if matrix else (None, None)
+    made_with = f"imatrix {matrix.sha256()}" if matrix else ""
+    if warning := quantisation.warn_of_rows(checkpoint.config.language, wanted):
+        report.stage(warning)
+    total = language_stage.f16_bytes(checkpoint)
+    quantised = [p for p in paths if p != "F16"]
+    finished = all(writer.finished(paths[p], made_with) for p in quantised)
+    if "F16" in wanted or parity != "none" or not finished:
+        report.stage("language F16", total)
+        writer.make(paths["F16"], partial(language_stage.write_f16, checkpoint, advance=report.advance))
+    for precision in quantised:
+        report.stage(f"language {precision}", total)
+
+        def write(path: Path, precision: str = precision) -> None:
+            language_stage.quantise(
+                paths["F16"], path, precision, imatrix=importances, advance=report.advance
+            )
+
+        writer.make(paths[precision], write, made_with)
+    for precision in paths:
+        if precision in wanted:
+            writer.add("language", precision, "gguf", f"language/{precision}.gguf")
+    if "F16" not in wanted and parity == "none":
+        writer.discard(paths.pop("F16"))
     return paths
 
 
-def _manifest(checkpoint: Checkpoint, writer: BundleWriter, render: str | None) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint,
+    source: str,
+    writer: ResumableWriter,
+    render: str | None,
+    rule: quantisation.Rule,
+) -> Manifest:
     facts = checkpoint.facts
-    held = {role: [a.precision for a in writer.artefacts if a.role == role] for role in DEFAULTS}
+    held = {
+        role: [a.precision for a in writer.artefacts if a.role == role] for role in ("vision", "language")
+    }
     stated = ("name", "demonstration", "redistributable", "licence", "render")
     return Manifest(
         schema=SCHEMA,
@@ -133,15 +181,15 @@ def _manifest(checkpoint: Checkpoint, writer: BundleWriter, render: str | None) 
         redistributable=bool(facts["redistributable"]),
         licence=str(facts["licence"]),
         render=render or str(facts["render"]),
-        source={"sha256": checkpoint.sha256(), "architecture": checkpoint.config.raw["architectures"][0]},
+        source={"sha256": source, "architecture": checkpoint.config.raw["architectures"][0]},
         geometry=checkpoint.config.geometry,
         preprocessing=checkpoint.preprocessing,
         prompting=checkpoint.prompting,
         artefacts=tuple(writer.artefacts),
         defaults={
-            role: next((p for p in order if p in held[role]), held[role][0])
-            for role, order in DEFAULTS.items()
+            "vision": next((p for p in VISION_DEFAULTS if p in held["vision"]), held["vision"][0]),
+            "language": quantisation.default_precision(rule, held["language"]),
         },
-        tools={name: importlib.metadata.version(name) for name in TOOLS},
+        tools=_tools(),
         notes={key: value for key, value in facts.items() if key not in stated},
     )

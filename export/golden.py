@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from radvlm_edge.export.checkpoint import Checkpoint
-from radvlm_edge.export.reference import image_features, language_logits, normalise
+from radvlm_edge.export.streaming_reference import image_features, language_logits, normalise
 
 KEPT_TOKENS, KEPT_LOGITS = 32, 32
 
 
-def write_golden(checkpoint: Checkpoint, reference: Any, path: Path) -> None:
+def write_golden(checkpoint: Checkpoint, path: Path) -> None:
     """Write inputs and the float32 reference's outputs:
 
     `crop` `[1, 3, S, S]` uint8 noise; `token_rows` and `tokens`: some projected tokens of it;
@@ -23,11 +22,11 @@ def write_golden(checkpoint: Checkpoint, reference: Any, path: Path) -> None:
     geometry = checkpoint.config.geometry
     rng = np.random.default_rng(7)
     crop = rng.integers(0, 256, (1, 3, geometry.crop_px, geometry.crop_px), dtype=np.uint8)
-    tokens = image_features(reference, normalise(checkpoint, crop)).numpy()[0]
+    tokens = image_features(checkpoint, normalise(checkpoint, crop)).numpy()[0]
     rows = np.linspace(0, len(tokens) - 1, min(KEPT_TOKENS, len(tokens))).astype(np.int64)
     image = tokens[:8].astype(np.float32)
     prompt = rng.integers(0, min(200, geometry.vocab), 16).tolist()
-    logits = language_logits(reference, [], image, prompt)[-1]
+    (logits,) = language_logits(checkpoint, [[image, prompt]], keep=[1])[0]
     largest = np.argsort(-logits)[:KEPT_LOGITS]
     np.savez_compressed(
         path,
@@ -39,5 +38,5 @@ def write_golden(checkpoint: Checkpoint, reference: Any, path: Path) -> None:
         prompt=np.array(prompt, np.int64),
         logit_ids=largest,
         logits=logits[largest],
-        logit_std=logits.std(),
+        logit_std=logits[~checkpoint.unused].std(),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
 
 from radvlm_edge.errors import ParityError
-from radvlm_edge.export.checkpoint import Checkpoint, read_json
-from radvlm_edge.export.reference import build_reference, image_features, language_logits, normalise
+from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.progress import Progress
+from radvlm_edge.export.streaming_reference import (
+    Part,
+    image_features,
+    language_logits,
+    normalise,
+    pack_image_features,
+)
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.vision import open_tower
@@ -48,6 +56,10 @@ TEXTS = (
     "Überblähung, pneumothorax à gauche, 胸腔積液, 🫁",
 )
 ANSWER_TOKENS = 48
+QUICK_IMAGE_TOKENS = 256
+"""Image tokens in front of the questions whose logits are compared."""
+LARGE = 1 << 30
+"""Bytes of an artefact from which engines are held to mapped weights: repacked copies would fill memory."""
 
 
 @dataclass
@@ -69,8 +81,7 @@ def check_parity(
     newline: npt.NDArray[np.float32],
     *,
     level: str,
-    progress: Callable[[str], None],
-    reference: Any = None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Compare artefacts (precision → path) with their checkpoint; returns the figures.
 
@@ -78,19 +89,17 @@ def check_parity(
     Raises ParityError, one line naming every mismatch.
     """
     found = Findings()
-    model = reference if reference is not None else build_reference(checkpoint)
     films = _films(checkpoint)
-    progress("parity: crops, image tokens, packing")
+    progress.stage("parity: crops, image tokens, packing")
     views = _compare_crops(checkpoint, films, found)
-    _compare_packing(checkpoint, model, films, newline, found)
-    progress("parity: projected tokens")
-    image = _compare_vision(checkpoint, model, vision, views[0], found)
+    _compare_packing(checkpoint, films, newline, found)
+    progress.stage("parity: projected tokens")
+    image = _compare_vision(checkpoint, vision, views[0], found)
     _compare_tokenizer(checkpoint, language["F16"], found)
-    progress("parity: logits")
-    _compare_logits(checkpoint, model, language, image, found)
+    _compare_logits(checkpoint, language, image[:QUICK_IMAGE_TOKENS], found, progress)
     if level == "full":
-        progress("parity: 50 greedy answers")
-        _compare_answers(checkpoint, model, vision["fp32"], language["F16"], newline, films[:5], found)
+        progress.stage("parity: 50 greedy answers")
+        _compare_answers(checkpoint, vision["fp32"], language["F16"], newline, films[:5], found)
     if found.mismatches:
         raise ParityError(f"{checkpoint.folder}: the export differs: {'; '.join(found.mismatches)}")
     return {"level": level, **found.figures}
@@ -114,8 +123,7 @@ def _compare_crops(
     checkpoint: Checkpoint, films: list[npt.NDArray[np.uint8]], found: Findings
 ) -> list[npt.NDArray[np.uint8]]:
     """Crops must be the processor's bit for bit; the reference is asked for pixels, not floats."""
-    raw = read_json(checkpoint.folder / "preprocessor_config.json")
-    processor = LlavaOnevisionImageProcessor(**raw)
+    processor = LlavaOnevisionImageProcessor(**checkpoint.processor)
     geometry = checkpoint.config.geometry
     all_views, wrong = [], 0
     for film in films:
@@ -134,48 +142,43 @@ def _compare_crops(
 
 def _compare_packing(
     checkpoint: Checkpoint,
-    model: Any,
     films: list[npt.NDArray[np.uint8]],
     newline: npt.NDArray[np.float32],
     found: Findings,
 ) -> None:
     geometry = checkpoint.config.geometry
     rng = np.random.default_rng(1)
+    expected_newline = checkpoint.tensor("image_newline").float()
     worst = 0.0
     for film in films:
         layout = crops.plan(film.shape[0], film.shape[1], geometry)
         shape = (layout.crops, geometry.tokens_per_crop, geometry.embed_dim)
         features = rng.standard_normal(shape).astype(np.float32)
-        with torch.no_grad():
-            theirs, _ = model.model.pack_image_features(
-                [torch.from_numpy(features)],
-                torch.tensor([[layout.height, layout.width]]),
-                image_newline=model.model.image_newline,
-                vision_aspect_ratio=f"anyres_max_{geometry.max_crops}",
-            )
+        theirs = pack_image_features(
+            checkpoint, torch.from_numpy(features), layout.height, layout.width, expected_newline
+        )
         ours = anyres.pack(features, layout, newline)
         name = f"a {layout.width}x{layout.height} film"
-        if len(theirs[0]) != layout.image_tokens:
-            found.require(False, f"{name} has {len(theirs[0])} image tokens, planned {layout.image_tokens}")
+        if len(theirs) != layout.image_tokens:
+            found.require(False, f"{name} has {len(theirs)} image tokens, planned {layout.image_tokens}")
             continue
-        worst = max(worst, float(np.abs(theirs[0].numpy() - ours).max()))
+        worst = max(worst, float(np.abs(theirs - ours).max()))
         found.require(worst <= PACK_TOLERANCE, f"image tokens of {name} differ by {worst:.2g}")
     found.figures["packing"] = {"films": len(films), "largest_difference": worst}
 
 
 def _compare_vision(
     checkpoint: Checkpoint,
-    model: Any,
     artefacts: Mapping[str, Path],
     views: npt.NDArray[np.uint8],
     found: Findings,
 ) -> npt.NDArray[np.float32]:
     """Compare projected tokens; returns the reference's, for the logits to start from."""
-    reference = image_features(model, normalise(checkpoint, views)).numpy()
+    reference = image_features(checkpoint, normalise(checkpoint, views)).numpy()
     scale = float(np.abs(reference).max())
     figures = {}
     for precision, path in artefacts.items():
-        tokens = open_tower(path).encode(views)
+        tokens = open_tower(path, mapped=_bytes(path) >= LARGE).encode(views)
         difference = float(np.abs(tokens - reference).max()) / scale
         cosine = _cosine(tokens, reference)
         figures[precision] = {"largest_difference": difference, "cosine": cosine}
@@ -188,84 +191,107 @@ def _compare_vision(
     return reference.reshape(-1, reference.shape[-1])
 
 
+def _bytes(path: Path) -> int:
+    """Size of an artefact, with the weights beside it."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+
+
 def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def _compare_tokenizer(checkpoint: Checkpoint, path: Path, found: Findings) -> None:
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint.folder / "tokenizer.json"))
+    theirs = _tokenizer(checkpoint)
     specials = checkpoint.prompting.special_tokens
     texts = [*TEXTS, *QUESTIONS, *(f"a{token}\nb" for token in specials), "".join(specials)]
     model = LanguageModel(path, context=64)
     try:
-        wrong = [
-            text for text in texts if model.tokenize(text) != theirs.encode(text, add_special_tokens=False)
-        ]
+        wrong = [text for text in texts if model.tokenize(text) != _ids(theirs, text)]
     finally:
         model.close()
     found.require(not wrong, f"token ids differ for {wrong}")
     found.figures["tokenizer"] = {"texts": len(texts), "different": len(wrong)}
 
 
-def _prompt(checkpoint: Checkpoint, question: str, model: LanguageModel) -> tuple[list[int], list[int]]:
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    return Tokenizer.from_str(json.dumps(checkpoint.tokenizer))
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _prompt(checkpoint: Checkpoint, question: str, tokenizer: Any) -> tuple[list[int], list[int]]:
     head, tail = prompts.render([prompts.Turn(question)], checkpoint.prompting)
-    return model.tokenize(head), model.tokenize(tail)
+    return _ids(tokenizer, head), _ids(tokenizer, tail)
 
 
 def _compare_logits(
     checkpoint: Checkpoint,
-    reference: Any,
     artefacts: Mapping[str, Path],
     image: npt.NDArray[np.float32],
     found: Findings,
+    progress: Progress,
 ) -> None:
     """Final logits of a multimodal prompt; F16 is gated, what is quantised is written down."""
+    tokenizer = _tokenizer(checkpoint)
+    asked = [_prompt(checkpoint, question, tokenizer) for question in QUESTIONS]
+    progress.stage("parity: the checkpoint's logits", checkpoint.config.language.layers, "layers")
+    sequences: list[list[Part]] = [[head, image, tail] for head, tail in asked]
+    expected = language_logits(checkpoint, sequences, keep=[1] * len(asked), advance=progress.advance)
+    real = ~checkpoint.unused
     figures = {}
     for precision, path in artefacts.items():
-        context = len(image) + 512
-        model = LanguageModel(path, context=context)
+        progress.stage(f"parity: logits of {precision}", len(asked), "questions")
+        model = LanguageModel(path, context=len(image) + 512, repack=_bytes(path) < LARGE)
+        differences, agree = [], 0
         try:
-            worst = squares = 0.0
-            agree = 0
-            for question in QUESTIONS:
-                head, tail = _prompt(checkpoint, question, model)
-                expected = language_logits(reference, head, image, tail)[-1]
-                model.start([head, image])
+            model.start([asked[0][0], image])
+            for question, (_, tail), (theirs,) in zip(QUESTIONS, asked, expected, strict=True):
                 model.prefill(tail)
-                difference = np.abs(model.logits() - expected)
-                deviation = float(expected.std())
-                worst = max(worst, float(difference.max()) / deviation)
-                squares += float((difference**2).mean()) / deviation**2
-                same = _same_choice(int(model.logits().argmax()), expected)
-                agree += int(model.logits().argmax()) == int(expected.argmax())
+                ours = model.logits()
+                differences.append((ours - theirs)[real] / theirs[real].std())
+                agree += int(ours.argmax()) == int(theirs.argmax())
+                found.require(
+                    real[int(ours.argmax())], f"language {precision} answers with a row that is no token"
+                )
                 if precision == "F16":
+                    same = _same_choice(int(ours.argmax()), theirs, real)
                     found.require(same, f"language F16 chooses another token after {question!r}")
+                progress.advance(1)
         finally:
             model.close()
-        count = len(QUESTIONS)
-        figures[precision] = {
-            "largest_difference": worst,
-            "rms_difference": (squares / count) ** 0.5,
-            "top1": agree / count,
-        }
-        found.require(bool(np.isfinite(worst)), f"language {precision} gives logits that are not finite")
-        if precision == "F16":
-            found.require(
-                worst <= LOGIT_TOLERANCE,
-                f"language F16 logits differ by {worst:.2g} of their deviation (limit {LOGIT_TOLERANCE:g})",
-            )
+        figures[precision] = _logit_figures(precision, np.stack(differences), agree, found)
     found.figures["language"] = figures
 
 
-def _same_choice(token: int, expected: npt.NDArray[np.float32]) -> bool:
+def _logit_figures(
+    precision: str, differences: npt.NDArray[np.float32], agree: int, found: Findings
+) -> dict[str, float]:
+    """Figures of `[questions, tokens]` differences, in standard deviations of the reference's logits."""
+    worst = float(np.abs(differences).max())
+    found.require(bool(np.isfinite(worst)), f"language {precision} gives logits that are not finite")
+    if precision == "F16":
+        found.require(
+            worst <= LOGIT_TOLERANCE,
+            f"language F16 logits differ by {worst:.2g} of their deviation (limit {LOGIT_TOLERANCE:g})",
+        )
+    return {
+        "largest_difference": worst,
+        "rms_difference": float(np.sqrt(np.mean(differences.astype(np.float64) ** 2))),
+        "top1": agree / len(differences),
+    }
+
+
+def _same_choice(token: int, expected: npt.NDArray[np.float32], real: npt.NDArray[np.bool_]) -> bool:
     """True if `token` is the reference's choice, or a tie: the gap is within the logits' tolerance."""
     gap = float(expected.max() - expected[token])
-    return gap <= LOGIT_TOLERANCE * float(expected.std())
+    return gap <= LOGIT_TOLERANCE * float(expected[real].std())
 
 
 def _compare_answers(
     checkpoint: Checkpoint,
-    reference: Any,
     vision: Path,
     language: Path,
     newline: npt.NDArray[np.float32],
@@ -274,24 +300,30 @@ def _compare_answers(
 ) -> None:
     """Greedy answers of the exported path, each token judged by transformers fed the same beginning."""
     geometry = checkpoint.config.geometry
-    tower = open_tower(vision)
-    stop_ids = checkpoint.prompting.stop_ids
-    model = LanguageModel(language, context=geometry.max_image_tokens + 512)
+    tower = open_tower(vision, mapped=_bytes(vision) >= LARGE)
+    model = LanguageModel(language, context=geometry.max_image_tokens + 512, repack=_bytes(language) < LARGE)
+    tokenizer = _tokenizer(checkpoint)
     identical = ties = 0
     try:
         for film in films:
             views, layout = crops.cut(film, geometry)
             ours = anyres.pack(tower.encode(views), layout, newline)
-            features = image_features(reference, normalise(checkpoint, views)).numpy()
+            features = image_features(checkpoint, normalise(checkpoint, views)).numpy()
             theirs = anyres.pack(features, layout, newline)
-            for number, question in enumerate(QUESTIONS):
-                head, tail = _prompt(checkpoint, question, model)
-                if number == 0:
-                    model.start([head, ours])
-                answer = list(model.generate(tail, stop_ids=stop_ids, max_tokens=ANSWER_TOKENS))
-                expected = language_logits(reference, head, theirs, tail + answer[:-1])[-len(answer) :]
-                different = [i for i, t in enumerate(answer) if t != int(expected[i].argmax())]
-                excused = [i for i in different if _same_choice(answer[i], expected[i])]
+            asked = [_prompt(checkpoint, question, tokenizer) for question in QUESTIONS]
+            model.start([asked[0][0], ours])
+            answers = [
+                list(model.generate(tail, stop_ids=checkpoint.prompting.stop_ids, max_tokens=ANSWER_TOKENS))
+                for _, tail in asked
+            ]
+            sequences: list[list[Part]] = [
+                [head, theirs, [*tail, *answer[:-1]]]
+                for (head, tail), answer in zip(asked, answers, strict=True)
+            ]
+            expected = language_logits(checkpoint, sequences, keep=[len(answer) for answer in answers])
+            for question, answer, logits in zip(QUESTIONS, answers, expected, strict=True):
+                different = [i for i, t in enumerate(answer) if t != int(logits[i].argmax())]
+                excused = [i for i in different if _same_choice(answer[i], logits[i], ~checkpoint.unused)]
                 identical += not different
                 ties += bool(different) and excused == different
                 found.require(

@@ -17,8 +17,8 @@ from transformers import (
 from radvlm_edge.export.checkpoint import Checkpoint
 
 
-def build_reference(checkpoint: Checkpoint) -> Any:
-    """transformers' model in float32, every tensor loaded (`strict=True`) under our names."""
+def model_config(checkpoint: Checkpoint) -> Any:
+    """transformers' configuration of a checkpoint."""
     config, tower, language = checkpoint.config, checkpoint.config.tower, checkpoint.config.language
     geometry = config.geometry
     vision = SiglipVisionConfig(
@@ -43,17 +43,24 @@ def build_reference(checkpoint: Checkpoint) -> Any:
         max_position_embeddings=language.context,
         tie_word_embeddings=checkpoint.tied,
     )
-    full = LlavaOnevisionConfig(
+    return LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=config.image_token_id,
         image_grid_pinpoints=[list(pair) for pair in geometry.pinpoints],
         vision_aspect_ratio=f"anyres_max_{geometry.max_crops}",
-        vision_feature_layer=config.raw.get("vision_feature_layer", -1),
+        vision_feature_layer=tower.used_layers,
         vision_feature_select_strategy="full",
         tie_word_embeddings=checkpoint.tied,
     )
-    model = LlavaOnevisionForConditionalGeneration(full).float().eval()
+
+
+def build_reference(checkpoint: Checkpoint) -> Any:
+    """transformers' model in float32, every tensor loaded (`strict=True`) under our names.
+
+    The whole model is in memory: for small checkpoints, and to check `streaming_reference` against.
+    """
+    model = LlavaOnevisionForConditionalGeneration(model_config(checkpoint)).float().eval()
     state = {_in_memory(name): checkpoint.tensor(name).float() for name in checkpoint.where}
     if checkpoint.tied:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
@@ -75,14 +82,6 @@ def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states[layer]
         tokens: torch.Tensor = model.model.multi_modal_projector(hidden)
     return tokens
-
-
-def normalise(checkpoint: Checkpoint, views: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Crops `[n, 3, S, S]` uint8 → float32 as the reference's tower wants them."""
-    values = checkpoint.preprocessing
-    mean, std = (torch.tensor(values[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    normalised: torch.Tensor = (torch.from_numpy(views).float() * values["rescale"] - mean) / std
-    return normalised
 
 
 def language_logits(

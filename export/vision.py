@@ -1,11 +1,15 @@
-"""Tower and projector → one ONNX graph: uint8 crops in, projected tokens out."""
+"""Tower and projector → one ONNX graph: uint8 crops in, projected tokens out.
+
+The graph is traced without its weights, which then flow from the checkpoint into the file one at a
+time: the tower is never in memory.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,13 @@ from torch import nn
 
 from radvlm_edge.errors import CheckpointError, ParityError
 from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.graph_file import Initializer, write_graph
+from radvlm_edge.export.numbers import row_blocks
 
 OPSET, IR_VERSION = 17, 10
 """TensorRT 10.3 (JetPack 6) parses opset 19 at most, onnxruntime for Python 3.10 reads IR 10."""
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-LARGEST_PROTOBUF = 2**31 - 2**20
 ROOT = "vision_tower.vision_model."
 
 
@@ -35,20 +40,19 @@ class Block(nn.Module):
     came out of TensorRT wrong (TensorRT issues 4328 and 4333).
     """
 
-    def __init__(self, checkpoint: Checkpoint, index: int) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         tower = checkpoint.config.tower
         self.tokens, self.width = checkpoint.config.geometry.tokens_per_crop, tower.width
         self.heads, self.head_dim = tower.heads, tower.width // tower.heads
-        layer = f"{ROOT}encoder.layers.{index}."
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            _linear(checkpoint, f"{layer}self_attn.{name}")
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
-        )
-        self.fc1, self.fc2 = (_linear(checkpoint, f"{layer}mlp.{name}") for name in ("fc1", "fc2"))
-        self.norm1, self.norm2 = (
-            _norm(checkpoint, f"{layer}layer_norm{n}", tower.width, tower.eps) for n in (1, 2)
-        )
+        self.q_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.k_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.v_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.out_proj: nn.Module = nn.Linear(tower.width, tower.width)
+        self.fc1: nn.Module = nn.Linear(tower.width, tower.mlp)
+        self.fc2: nn.Module = nn.Linear(tower.mlp, tower.width)
+        self.norm1: nn.Module = nn.LayerNorm(tower.width, eps=tower.eps)
+        self.norm2: nn.Module = nn.LayerNorm(tower.width, eps=tower.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[n, tokens, width]` → the same."""
@@ -67,32 +71,49 @@ class VisionGraph(nn.Module):
     """Crops `[n, 3, S, S]` uint8 → projected tokens `[n, tokens, d]` float32.
 
     Stops at the encoder output `vision_feature_layer` names, before post_layernorm, as LLaVA does.
+    Its parameters have shapes and no values; `source` names where the values are.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        geometry = checkpoint.config.geometry
-        values = checkpoint.preprocessing
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.tensor(values["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(values["std"]).view(1, 3, 1, 1))
+        config, values = checkpoint.config, checkpoint.preprocessing
+        self.mean = torch.tensor(values["mean"]).view(1, 3, 1, 1)
+        self.std = torch.tensor(values["std"]).view(1, 3, 1, 1)
         self.rescale = float(values["rescale"])
-        self.patch = nn.Conv2d(3, checkpoint.config.tower.width, geometry.patch_px, geometry.patch_px)
-        self.patch.load_state_dict(_parts(checkpoint, f"{ROOT}embeddings.patch_embedding"))
-        position = checkpoint.tensor(f"{ROOT}embeddings.position_embedding.weight").float()
-        self.position = nn.Parameter(position, requires_grad=False)
-        self.blocks = nn.ModuleList(Block(checkpoint, i) for i in range(checkpoint.config.tower.used_layers))
-        self.linear_1 = _linear(checkpoint, "multi_modal_projector.linear_1")
-        self.linear_2 = _linear(checkpoint, "multi_modal_projector.linear_2")
+        with torch.device("meta"):
+            self.patch = nn.Conv2d(3, config.tower.width, config.geometry.patch_px, config.geometry.patch_px)
+            self.position = nn.Parameter(torch.empty(config.geometry.tokens_per_crop, config.tower.width))
+            self.blocks = nn.ModuleList(Block(checkpoint) for _ in range(config.tower.used_layers))
+            self.linear_1 = nn.Linear(config.tower.width, config.language.hidden)
+            self.linear_2 = nn.Linear(config.language.hidden, config.language.hidden)
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                nothing = torch.zeros(()).expand(parameter.shape)  # one number, any shape
+                setattr(module, name, nn.Parameter(nothing, requires_grad=False))
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        x = (crops.float() * self.rescale - self.mean.float()) / self.std.float()
-        x = self.patch(x.to(self.patch.weight.dtype)).flatten(2).transpose(1, 2) + self.position
+        x = (crops.float() * self.rescale - self.mean) / self.std
+        x = self.patch(x.to(torch.float32)).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
         tokens: torch.Tensor = self.linear_2(F.gelu(self.linear_1(x))).float()
         return tokens
+
+
+def source(parameter: str) -> str:
+    """A parameter of VisionGraph → the checkpoint's canonical tensor name."""
+    if parameter.startswith("linear_"):
+        return f"multi_modal_projector.{parameter}"
+    if parameter == "position":
+        return f"{ROOT}embeddings.position_embedding.weight"
+    if parameter.startswith("patch."):
+        return f"{ROOT}embeddings.patch_embedding.{parameter.removeprefix('patch.')}"
+    _, index, name, kind = parameter.split(".")
+    if name.startswith("norm"):
+        name = f"layer_{name}"
+    else:
+        name = f"mlp.{name}" if name.startswith("fc") else f"self_attn.{name}"
+    return f"{ROOT}encoder.layers.{index}.{name}.{kind}"
 
 
 class _Crops(DummyInputGenerator):  # type: ignore[misc]
@@ -127,21 +148,6 @@ class VisionOnnxConfig(OnnxConfig):  # type: ignore[misc]
         return {"tokens": {0: "n"}}
 
 
-def write_vision(checkpoint: Checkpoint, graph: VisionGraph, precision: str, path: Path) -> None:
-    """Write the graph in `fp32` or `fp16` (weights and arithmetic; uint8 in, float32 out).
-
-    One file, or two (`….onnx.data`) where the weights pass protobuf's 2 GiB.
-    """
-    dtype = PRECISIONS[precision]
-    module: Any = copy.deepcopy(graph).to(dtype) if dtype != torch.float32 else graph
-    module.config = _TraceConfig(checkpoint.config.geometry.crop_px)
-    config = VisionOnnxConfig(module.config, task="feature-extraction")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own exporters
-        export_pytorch(module, config, OPSET, path, input_shapes={"batch_size": 2})
-    _settle(path)
-
-
 class _TraceConfig:
     """The few attributes optimum's exporter reads of a model's configuration."""
 
@@ -153,40 +159,138 @@ class _TraceConfig:
         self.image_size = image_size
 
 
-def _settle(path: Path) -> None:
-    """Fix the IR version, forget where and when it was traced, keep the weights in as few files as can be."""
-    model = onnx.load(str(path))
-    for stale in path.parent.glob(f"{path.name}*data"):
-        stale.unlink()
+def write_vision(
+    checkpoint: Checkpoint, precision: str, path: Path, advance: Callable[[int], None] = lambda count: None
+) -> None:
+    """Write the graph in `fp32` or `fp16` (weights and arithmetic; uint8 in, float32 out).
+
+    One file, or two (`….onnx.data`) where the weights are large. `advance` is told the bytes of weights
+    written. Raises CheckpointError for a tensor whose values the precision cannot hold.
+    """
+    dtype = PRECISIONS[precision]
+    model = trace(VisionGraph(checkpoint).eval(), checkpoint.config.geometry.crop_px)
+    if dtype == torch.float16:
+        _halve(model)
+    transposed = _fold_transposes(model)
+    shapes = {value.name: _dims(value) for value in model.graph.input if value.name != "crops"}
+    initializers = [
+        Initializer(
+            name,
+            shape[::-1] if name in transposed else shape,
+            _TYPES[dtype],
+            _blocks(checkpoint, name, dtype, name in transposed),
+        )
+        for name, shape in shapes.items()
+    ]
+    inputs = [value for value in model.graph.input if value.name == "crops"]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    write_graph(model, initializers, path, advance)
+
+
+def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
+    """Bytes of weights `write_vision` writes, for telling progress."""
+    count = sum(parameter.numel() for parameter in VisionGraph(checkpoint).parameters())
+    return count * PRECISIONS[precision].itemsize
+
+
+_TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
+
+
+def trace(graph: nn.Module, image_size: int) -> onnx.ModelProto:
+    """The graph as ONNX with its parameters as inputs, without where and when it was traced."""
+    module: Any = graph
+    module.config = _TraceConfig(image_size)
+    config = VisionOnnxConfig(module.config, task="feature-extraction")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own exporters
+        path = Path(folder) / "traced.onnx"
+        with _without_parameters():
+            export_pytorch(
+                module, config, OPSET, path, input_shapes={"batch_size": 2}, do_constant_folding=False
+            )
+        model = onnx.load(str(path))
     model.ir_version = IR_VERSION
     model.doc_string = ""
     for node in model.graph.node:
         node.doc_string = ""
     if model.opset_import[0].version != OPSET:
-        raise ParityError(f"{path.name}: opset {model.opset_import[0].version} instead of {OPSET}")
-    if model.ByteSize() < LARGEST_PROTOBUF:
-        onnx.save(model, str(path))
-    else:
-        onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
-    onnx.checker.check_model(str(path))
+        raise ParityError(f"the traced graph has opset {model.opset_import[0].version} instead of {OPSET}")
+    return model
 
 
-def _linear(checkpoint: Checkpoint, name: str) -> nn.Linear:
-    parts = _parts(checkpoint, name)
-    rows, columns = parts["weight"].shape
-    linear = nn.Linear(columns, rows)
-    linear.load_state_dict(parts)
-    return linear
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """Let optimum's call of torch.onnx.export leave the weights out: it has no such option."""
+    export = torch.onnx.export
+
+    def weightless(*arguments: Any, **options: Any) -> Any:
+        return export(*arguments, **options, export_params=False, keep_initializers_as_inputs=True)
+
+    torch.onnx.export = weightless
+    try:
+        yield
+    finally:
+        torch.onnx.export = export
 
 
-def _norm(checkpoint: Checkpoint, name: str, width: int, eps: float) -> nn.LayerNorm:
-    norm = nn.LayerNorm(width, eps=eps)
-    norm.load_state_dict(_parts(checkpoint, name))
-    return norm
+def _halve(model: onnx.ModelProto) -> None:
+    """Turn the arithmetic behind the first layer's cast into f16, in place.
+
+    Tracing in f16 would run the tower in f16, which a CPU does hundreds of times slower.
+    """
+    nodes = list(model.graph.node)
+    (patch,) = (node for node in nodes if node.op_type == "Conv")
+    start = next(i for i, node in enumerate(nodes) if patch.input[0] in node.output)
+    if nodes[start].op_type != "Cast" or nodes[-1].op_type != "Cast":
+        raise ParityError("the traced graph has no casts around its tower")
+    nodes[start].attribute[0].i = onnx.TensorProto.FLOAT16
+    for node in nodes[start + 1 : -1]:
+        if node.op_type == "Constant" and node.attribute[0].t.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(node.attribute[0].t).astype("float16")
+            node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(values))
+        elif node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT:
+            node.attribute[0].i = onnx.TensorProto.FLOAT16
+    del model.graph.value_info[:]
 
 
-def _parts(checkpoint: Checkpoint, name: str) -> dict[str, torch.Tensor]:
-    parts = {part: checkpoint.tensor(f"{name}.{part}").float() for part in ("weight", "bias")}
-    if not all(math.isfinite(float(p.abs().max())) for p in parts.values()):
-        raise CheckpointError(f"{checkpoint.folder}: {name} holds values that are not finite")
-    return parts
+def _fold_transposes(model: onnx.ModelProto) -> set[str]:
+    """Take out every Transpose of a parameter; returns the parameters to be stored transposed."""
+    parameters = {value.name for value in model.graph.input} - {"crops"}
+    renamed, kept = {}, []
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in parameters:
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    for node in kept:
+        for index, name in enumerate(node.input):
+            if name in renamed.values():
+                raise ParityError(f"the traced graph uses {name} both ways round")
+            node.input[index] = renamed.get(name, name)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return set(renamed.values())
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _blocks(
+    checkpoint: Checkpoint, parameter: str, dtype: torch.dtype, transposed: bool
+) -> Callable[[], Iterator[torch.Tensor]]:
+    """The values of a parameter as the file wants them, a block of rows at a time."""
+    name = source(parameter)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        tensor = checkpoint.tensor(name)
+        for block in row_blocks(tensor.T if transposed else tensor):
+            values = block.to(dtype).contiguous()
+            if not bool(torch.isfinite(values).all()):
+                raise CheckpointError(
+                    f"{checkpoint.folder}: {name} holds values {dtype} cannot (infinite, NaN or too large)"
+                )
+            yield values
+
+    return blocks

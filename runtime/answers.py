@@ -34,7 +34,7 @@ _CLAUSE = re.compile(
     r"[.;:!?\n]|\b(?:but|however|although|though|except|yet)\b|,\s*(?:there (?:is|are)|with)\b"
 )
 _LOCATED = re.compile(
-    r"\b(?:an?|the)\s+(?!coordinates|bounding|location|position)([a-z][a-z /-]{1,60}?)"
+    r"\b(?:an?|the)\s+(?!coordinates|bounding|location|position|findings|analysis)([a-z][a-z /-]{1,60}?)"
     r"(?:,|\s+(?:is|are|was|at|located|can be|lies)\b)",
     re.IGNORECASE,
 )

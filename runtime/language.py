@@ -32,9 +32,22 @@ class Step:
 class LanguageModel:
     """A language artefact in llama.cpp, holding one prefix and one tail of positions."""
 
-    def __init__(self, path: Path, *, context: int, threads: int | None = None, gpu_layers: int = -1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int | None = None,
+        gpu_layers: int = -1,
+        repack: bool = True,
+    ) -> None:
         self._llama = Llama(
-            path, context=context, threads=threads or available_cpus(), sequences=2, gpu_layers=gpu_layers
+            path,
+            context=context,
+            threads=threads or available_cpus(),
+            sequences=2,
+            gpu_layers=gpu_layers,
+            repack=repack,
         )
         self.prefix_tokens = 0
         self._tail: list[int] = []

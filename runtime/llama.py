@@ -6,6 +6,7 @@ Everything ctypes stays in this file, so that another build or engine replaces i
 from __future__ import annotations
 
 import ctypes
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,20 @@ class Llama:
     Not thread-safe: one caller at a time.
     """
 
-    def __init__(self, path: Path, *, context: int, threads: int, sequences: int, gpu_layers: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int,
+        sequences: int,
+        gpu_layers: int,
+        repack: bool = True,
+    ) -> None:
         quiet()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = gpu_layers
+        options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise BackendError(
@@ -68,8 +79,11 @@ class Llama:
             self._context = self._model = None
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of `text`; with `special`, spellings of special tokens become those tokens."""
-        raw = text.encode()
+        """Token ids of `text`; with `special`, spellings of special tokens become those tokens.
+
+        Qwen2's tokenizer composes characters first (Unicode NFC), llama.cpp's does not.
+        """
+        raw = unicodedata.normalize("NFC", text).encode()
         ids = (llama_cpp.llama_token * (len(raw) + 2))()
         count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
         if count < 0:

@@ -19,6 +19,7 @@ from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
+from radvlm_edge.runtime.limits import check_fidelity
 from radvlm_edge.runtime.vision import VisionTower, open_tower
 
 DEFAULT_MAX_TOKENS = 512
@@ -46,6 +47,8 @@ class Options:
     """Read CT, MR and the like too."""
     frame: int | None = None
     """Frame of a multi-frame file, from 0."""
+    force: bool = False
+    """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,7 @@ class Study:
             "bundle": {"name": reader.bundle.manifest.name, "sha256": reader.bundle.sha256},
             "vision": reader.vision_artefact.precision,
             "language": reader.language_artefact.precision,
+            "fidelity": reader.fidelity,
             "vision_backend": reader.tower.backend,
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
@@ -210,6 +214,7 @@ class Reader:
         self.tower = tower
         self.options = options
         self.load_ms = load_ms
+        self.fidelity = "not measured"
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
@@ -227,8 +232,9 @@ class Reader:
     ) -> Reader:
         """Verify a bundle's digests and load it (`None`: the demonstration bundle).
 
-        Raises BundleError for a bundle that is not what was sealed, BackendError if an engine
-        cannot load an artefact.
+        Files found as sealed before that look unchanged are not hashed again (`Bundle.check`).
+        Raises BundleError for a bundle that is not what was sealed or whose answers were measured beyond
+        its limits, BackendError if an engine cannot load an artefact.
         """
         began = time.perf_counter()
         options = options or Options()
@@ -236,12 +242,15 @@ class Reader:
         vision = bundle.path(bundle.artefact("vision", options.vision))
         language = bundle.path(bundle.artefact("language", options.language))
         if verify:
-            bundle.verify()
+            bundle.check()
+        fidelity = check_fidelity(bundle, options)
         geometry = bundle.manifest.geometry
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         tower = open_tower(vision, options.threads)
         model = LanguageModel(language, context=context, threads=options.threads)
-        return cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3)
+        reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3)
+        reader.fidelity = fidelity
+        return reader
 
     def close(self) -> None:
         """Free the engines; studies of this reader cannot be asked any more."""

@@ -29,7 +29,7 @@ class VisionTower(Protocol):
 class OnnxTower:
     """A vision graph in ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, *, mapped: bool = False) -> None:
         import onnxruntime  # here, so that importing the runtime stays fast
 
         options = onnxruntime.SessionOptions()
@@ -37,6 +37,10 @@ class OnnxTower:
         # Spinning workers starve llama.cpp's threads in the same process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if mapped:  # no packed or folded copies of the weights: slower, in little memory
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = False
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
         try:
@@ -55,12 +59,12 @@ class OnnxTower:
         return tokens
 
 
-def open_tower(path: Path, threads: int | None = None) -> VisionTower:
-    """Load a vision artefact.
+def open_tower(path: Path, threads: int | None = None, *, mapped: bool = False) -> VisionTower:
+    """Load a vision artefact; `mapped` keeps its weights on disk where they can be, at the cost of speed.
 
     Raises BackendError naming the engine and its first line of complaint.
     """
-    return OnnxTower(path, threads)
+    return OnnxTower(path, threads, mapped=mapped)
 
 
 def available_cpus() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +125,20 @@ def coarse_interpolation(patch: pytest.MonkeyPatch) -> None:
 
 def one_layer_less(patch: pytest.MonkeyPatch) -> None:
     class Short(VisionGraph):
-        def __init__(self, checkpoint: Any) -> None:
-            super().__init__(checkpoint)
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             self.blocks = self.blocks[:-1]
 
     patch.setattr(exporter.vision_stage, "VisionGraph", Short)
 
 
 def changed_weight(patch: pytest.MonkeyPatch) -> None:
-    values = exporter.language_stage._values
+    convert = exporter.language_stage._Values._convert
 
-    def wrong(checkpoint: Any, name: str, kind: Any) -> Any:
-        return values(checkpoint, name, kind) * (1.02 if "layers.1.mlp.down" in name else 1)
+    def wrong(self: Any, block: Any) -> Any:
+        return convert(self, block) * (1.02 if "layers.1.mlp.down" in self.name else 1)
 
-    patch.setattr(exporter.language_stage, "_values", wrong)
+    patch.setattr(exporter.language_stage._Values, "_convert", wrong)
 
 
 def wrong_rope(patch: pytest.MonkeyPatch) -> None:
@@ -151,14 +152,19 @@ def wrong_rope(patch: pytest.MonkeyPatch) -> None:
 
 
 def lost_merge(patch: pytest.MonkeyPatch) -> None:
-    read = exporter.language_stage.read_json
+    add = exporter.language_stage._add_tokenizer
 
-    def wrong(path: Path) -> Any:
-        data = read(path)
-        data["model"]["merges"] = data["model"]["merges"][3:]
-        return data
+    def wrong(writer: Any, checkpoint: Any) -> None:
+        model = checkpoint.tokenizer["model"]
+        add(
+            writer,
+            replace(
+                checkpoint,
+                tokenizer={**checkpoint.tokenizer, "model": {**model, "merges": model["merges"][3:]}},
+            ),
+        )
 
-    patch.setattr(exporter.language_stage, "read_json", wrong)
+    patch.setattr(exporter.language_stage, "_add_tokenizer", wrong)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,7 @@ def test_gates_apply_even_to_what_is_not_shipped(tiny_checkpoint: Path, tmp_path
     assert {a.precision for a in bundle.manifest.artefacts} == {"fp16", "Q4_0", "Q6_K"}
     figures = json.loads((bundle.folder / "parity.json").read_text())
     assert "fp32" in figures["vision"] and "F16" in figures["language"]
-    assert bundle.manifest.defaults == {"vision": "fp16", "language": "Q4_0"}
+    assert bundle.manifest.defaults == {"vision": "fp16", "language": "Q6_K"}
 
 
 def test_unknown_names_and_existing_folders(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -236,5 +242,5 @@ def test_values_f16_cannot_hold_are_refused(tmp_path: Path) -> None:
     state["language_model.model.layers.0.mlp.up_proj.weight"][0, 0] = 0
     state["multi_modal_projector.linear_1.weight"][0, 0] = torch.nan
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="linear_1 holds values that are not finite"):
+    with pytest.raises(CheckpointError, match="linear_1.weight holds values torch.float32 cannot"):
         export_checkpoint(folder, tmp_path / "b")

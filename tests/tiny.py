@@ -45,9 +45,20 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
             "language_model.model.", "language_model."
         )
     ),
+    "LLaVA-NeXT training": lambda name: (
+        name.removeprefix("language_model.")
+        if name.startswith("language_model.")
+        else "model."
+        + name.replace("vision_tower.", "vision_tower.vision_tower.")
+        .replace("multi_modal_projector.linear_1", "mm_projector.0")
+        .replace("multi_modal_projector.linear_2", "mm_projector.2")
+    ),
 }
 """Who wrote a checkpoint → how it spells a name of transformers 4.46's files (facts checked against
 each version's own saved files)."""
+
+
+FORMS = ("safetensors", "bin")
 
 
 def make_checkpoint(
@@ -57,6 +68,8 @@ def make_checkpoint(
     spelling: str = "transformers 4.46 to 4.57 files",
     tied: bool = True,
     shards: int = 1,
+    form: str = "safetensors",
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write a checkpoint folder; the same arguments give the same weights under every spelling."""
     tokenizer = build_tokenizer(TEXTS, 300)
@@ -69,6 +82,7 @@ def make_checkpoint(
     save_checkpoint(model, tokenizer, SIZES, folder, {"name": "tiny", "render": "voi"})
     config = json.loads((folder / "config.json").read_text())
     config["vision_aspect_ratio"] = "anyres_max_4"  # so that large films are interpolated
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
     if spelling.startswith("transformers 5"):
         text = config["text_config"]
         text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), "rope_type": "default"}
@@ -81,16 +95,69 @@ def make_checkpoint(
         state["language_model.lm_head.weight"] = (
             torch.randn(embedding.shape, generator=generator).half() * 0.1
         )
-    state = {SPELLINGS[spelling](name): tensor for name, tensor in state.items()}
+    if spelling == "LLaVA-NeXT training":
+        as_training_leaves_it(folder, state)
     (folder / "model.safetensors").unlink()
-    if shards == 1:
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
-        return folder
+    write_weights(
+        folder,
+        {SPELLINGS[spelling](name): t.to(dtype) for name, t in state.items()},
+        shards=shards,
+        form=form,
+    )
+    return folder
+
+
+def as_training_leaves_it(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Turn a folder into what RadVLM's training writes: another config.json, files and tokens missing, one
+    tower layer more than is used. `state` (canonical names) gains that layer.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    last = vision["num_hidden_layers"]
+    layers = "vision_tower.vision_model.encoder.layers."
+    generator = torch.Generator().manual_seed(27)
+    for name in [name for name in state if name.startswith(f"{layers}0.")]:
+        noise = torch.randn(state[name].shape, generator=generator)
+        state[name.replace(f"{layers}0.", f"{layers}{last}.")] = noise.to(state[name].dtype)
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    kept += ("num_key_value_heads", "rope_theta", "rms_norm_eps", "max_position_embeddings", "hidden_act")
+    original = {
+        **{key: text[key] for key in kept},
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava_qwen",
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "image_aspect_ratio": config["vision_aspect_ratio"],
+        "image_grid_pinpoints": config["image_grid_pinpoints"],
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "somewhere/a-tiny-siglip",
+        "vision_config": {**vision, "num_hidden_layers": last + 1},  # heads cannot be read from shapes
+    }
+    (folder / "config.json").write_text(json.dumps(original))
+    for name in ("preprocessor_config.json", "chat_template.json", "processor_config.json"):
+        (folder / name).unlink()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["content"] not in ("<image>", "<video>")
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def write_weights(
+    folder: Path, state: dict[str, torch.Tensor], *, shards: int = 1, form: str = "safetensors"
+) -> None:
+    """Write tensors as transformers names and shards them: `safetensors`, or `bin` of torch.save."""
+    stem, suffix = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
     weight_map = {}
     for index in range(shards):
-        name = f"model-{index + 1:05}-of-{shards:05}.safetensors"
+        name = f"{stem}.{suffix}" if shards == 1 else f"{stem}-{index + 1:05}-of-{shards:05}.{suffix}"
         part = dict(list(state.items())[index::shards])
-        save_file(part, folder / name, {"format": "pt"})
+        if form == "safetensors":
+            save_file(part, folder / name, {"format": "pt"})
+        else:
+            torch.save(part, folder / name)
         weight_map |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
+    if shards > 1:
+        index_name = f"{stem}.{suffix}.index.json"
+        (folder / index_name).write_text(json.dumps({"weight_map": weight_map}))

@@ -16,18 +16,19 @@ from torch.nn import functional as F
 
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
+from radvlm_edge.training.curriculum import balanced_atom
 from radvlm_edge.training.films import PhantomSet, RealSet, augment
 from radvlm_edge.training.instructions import Exchange, Labels
 from radvlm_edge.training.language import hidden_states, image_tokens_of
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.packing import Block, conversation, pack
-from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.phrasings import SPOKEN
 from radvlm_edge.training.targets import PRESENCES
 
 PLAIN = ("any {}?", "Is there {}?", "{}?", "Do you see {}?")
 ASKED = 3
-"""Questions about each finding of a phantom."""
+"""Questions about a phantom for each of FINDINGS, as many of them true as not."""
 
 
 class Reader(nn.Linear):
@@ -51,14 +52,15 @@ class DecideLoss:
         answer = "Yes" if name in labels.present else "No"
         return conversation(self.tokenizer, [Exchange("yesno", question, answer, name)], brief=True)
 
+    def _film_blocks(self, rng: np.random.Generator, labels: Labels) -> list[Block]:
+        names = [balanced_atom(rng, labels, sided=0.0)[0] for _ in range(ASKED * len(FINDINGS))]
+        return [self._block(rng, labels, name) for name in names]
+
     def __call__(self, model: Any, reader: Reader, step: int, phantoms: int, real: int) -> Losses:
         rng = np.random.default_rng([self.seed, 4, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
         images = image_tokens_of(model, self.films.crops[picked], self.films.sizes[picked], False)
-        blocks = [
-            [self._block(rng, self.films.labels[index], name) for name in FINDINGS for _ in range(ASKED)]
-            for index in picked
-        ]
+        blocks = [self._film_blocks(rng, self.films.labels[index]) for index in picked]
         for _ in range(real if self.real else 0):
             assert self.real is not None
             film, name = self.real.pick(rng)

@@ -18,7 +18,7 @@ from radvlm_edge.training.instructions import Labels
 from radvlm_edge.training.language import image_tokens_of
 from radvlm_edge.training.packing import HEAD
 from radvlm_edge.training.phantom import Box
-from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.phrasings import SPOKEN
 from radvlm_edge.training.tokenizer import TURN_END, TURN_START
 
@@ -105,11 +105,11 @@ def yes_no_figures(leanings: list[float], truths: list[bool]) -> dict[str, float
 
 def _score_boxes(examinee: Examinee, labels: Labels, scores: dict[str, list[float]]) -> None:
     for name in ("right lung", "left lung", "cardiac silhouette"):
-        if name in labels.regions:
+        if labels.regions and name in labels.regions:
             boxes = boxes_in(examinee.ask(f"Where is the {name} located in this Chest X-ray?"))
             scores.setdefault(name, []).append(iou(boxes[0], labels.regions[name]) if boxes else 0.0)
     for name in sorted(labels.present):
-        true = [box for (found, _), box in labels.finding_boxes.items() if found == name]
+        true = labels.boxes(name)
         boxes = boxes_in(examinee.ask(f"Where is the {name} located in this Chest X-ray?"))
         best = [max((iou(box, one) for one in boxes), default=0.0) for box in true]
         scores.setdefault(name, []).append(float(np.mean(best)))

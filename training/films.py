@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -18,16 +19,12 @@ from radvlm_edge.errors import RecipeError
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.instructions import Labels, labels_of
-from radvlm_edge.training.phantom import make_phantom
-from radvlm_edge.training.phantom_findings import FINDINGS
+from radvlm_edge.training.nih_labels import ABSENCE, BOXES, PICK, radvlm_labels
+from radvlm_edge.training.phantom import Box, Finding, make_phantom
 from radvlm_edge.training.targets import Targets, film_targets
 
-NIH_NAMES = {
-    "pleural effusion": "Effusion",
-    "pneumothorax": "Pneumothorax",
-    "cardiomegaly": "Cardiomegaly",
-    "consolidation": "Consolidation",
-}
+REAL_PX = 448
+"""Longest side in pixels at which a real film is kept."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +72,21 @@ class RealFilm:
     name: str
     patient: str
     pixels: npt.NDArray[np.uint8]
-    """`[H, W]`, at most 320 px a side."""
+    """`[H, W]`, at most REAL_PX a side."""
     present: frozenset[str]
+    """RadVLM's labels."""
     normal: bool
     """The report mentions no finding at all."""
+    drawn: tuple[Finding, ...] = ()
+    """What radiologists drew boxes around."""
 
     @property
     def labels(self) -> Labels:
-        return Labels(self.present, localised=False)
+        return Labels(self.present, self.drawn, localised=False)
+
+    def known(self, name: str) -> bool:
+        """Whether the label says enough: it is there, or its silence may count as absence."""
+        return name in self.present or self.normal or name in ABSENCE
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,17 @@ class RealSet:
     films: tuple[RealFilm, ...]
 
     def pick(self, rng: np.random.Generator) -> tuple[RealFilm, str]:
-        """A film and the finding to ask about: present as often as absent, effusion most often."""
-        name = FINDINGS[int(rng.choice(len(FINDINGS), p=[0.55, 0.15, 0.15, 0.15]))]
-        here = bool(rng.random() < 0.5)
-        # a text-mined "not mentioned" is only trusted on films without any finding, for consolidation
-        fitting = [
-            film
-            for film in self.films
-            if (name in film.present) == here and (here or film.normal or name == "pleural effusion")
-        ]
-        fitting = fitting or list(self.films)
-        film = fitting[int(rng.integers(len(fitting)))]
-        return film, name
+        """A film and the label to ask about, as PICK weighs them; present as often as absent.
+
+        Raises RecipeError where no film fits any label.
+        """
+        for _ in range(64):
+            name = list(PICK)[int(rng.choice(len(PICK), p=list(PICK.values())))]
+            here = bool(rng.random() < 0.5)
+            fitting = [film for film in self.films if (name in film.present) == here and film.known(name)]
+            if fitting:
+                return fitting[int(rng.integers(len(fitting)))], name
+        raise RecipeError(f"none of {len(self.films)} real films has one of the labels {', '.join(PICK)}")
 
 
 def data_folder() -> Path | None:
@@ -117,24 +120,44 @@ def data_folder() -> Path | None:
 def load_real(folder: Path, split: str) -> RealSet:
     """Read the NIH films of a patient-wise split (`train` or `val`)."""
     root = folder / "nih_cxr14"
-    films = []
+    films, drawn = [], _drawn(root / "boxes.csv")
     with (root / "labels.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if row["split"] != split:
                 continue
             said = set(row["labels"].split("|"))
             image = Image.open(root / "images" / row["image"]).convert("L")
-            image.thumbnail((320, 320), Image.Resampling.BICUBIC)
-            present = frozenset(name for name, theirs in NIH_NAMES.items() if theirs in said)
-            normal = "No Finding" in said
-            films.append(RealFilm(row["image"], row["patient"], np.asarray(image), present, normal))
+            image.thumbnail((REAL_PX, REAL_PX), Image.Resampling.BICUBIC)
+            own = drawn.get(row["image"], ())
+            present = radvlm_labels(said) | {one.name for one in own}
+            normal = "No Finding" in said and not present
+            films.append(RealFilm(row["image"], row["patient"], np.asarray(image), present, normal, own))
     if not films:
         raise RecipeError(f"{root / 'labels.csv'}: no film of split {split!r}")
     return RealSet(tuple(films))
 
 
+def _drawn(path: Path) -> dict[str, tuple[Finding, ...]]:
+    """Film → what radiologists drew on it."""
+    found: dict[str, tuple[Finding, ...]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = BOXES[row["label"]]
+            if name is not None:
+                box = (float(row["x0"]), float(row["y0"]), float(row["x1"]), float(row["y1"]))
+                found[row["image"]] = (*found.get(row["image"], ()), Finding(name, "", box))
+    return found
+
+
 def augment(rng: np.random.Generator, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Shift, turn, scale and re-expose a film `[H, W]`; never mirrored: the heart lies on the left."""
+    return augment_film(rng, pixels, ())[0]
+
+
+def augment_film(
+    rng: np.random.Generator, pixels: npt.NDArray[np.uint8], drawn: tuple[Finding, ...]
+) -> tuple[npt.NDArray[np.uint8], tuple[Finding, ...]]:
+    """The same, boxes moving with the film; a box is then the tightest around the turned one."""
     height, width = pixels.shape
     angle, scale = rng.normal(0, 0.05), np.exp(rng.normal(0, 0.06))
     stretch = np.exp(rng.normal(0, 0.04))
@@ -151,7 +174,17 @@ def augment(rng: np.random.Generator, pixels: npt.NDArray[np.uint8]) -> npt.NDAr
     level = level ** np.float32(np.exp(rng.normal(0, 0.25)))
     level = (level - 0.5) * np.float32(np.exp(rng.normal(0, 0.15))) + 0.5 + np.float32(rng.normal(0, 0.05))
     level = level + rng.standard_normal(level.shape, np.float32) * np.float32(rng.uniform(0, 0.02))
-    return np.clip(level * 255, 0, 255).astype(np.uint8)
+    moved_boxes = tuple(dataclasses.replace(one, box=_moved(one.box, turn, (width, height))) for one in drawn)
+    return np.clip(level * 255, 0, 255).astype(np.uint8), moved_boxes
+
+
+def _moved(box: Box, turn: tuple[float, ...], size: tuple[int, int]) -> Box:
+    """A box under the inverse of Pillow's affine map, which leads from new pixels to old ones."""
+    a, b, c, d, e, f = turn
+    corners = np.array([(x, y) for x in (box[0], box[2]) for y in (box[1], box[3])]) * size
+    new = np.linalg.solve(np.array([[a, b], [d, e]]), (corners - [c, f]).T).T / size
+    low, high = np.clip(new.min(0), 0, 1), np.clip(new.max(0), 0, 1)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
 def cache_key(*parts: object) -> str:

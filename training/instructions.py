@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from radvlm_edge.training.phantom import Box, Phantom
-from radvlm_edge.training.phantom_findings import FINDINGS, SIDED
+from radvlm_edge.training.phantom import Box, Finding, Phantom
 from radvlm_edge.training.phrasings import (
     ARTICLE,
+    ASIDE,
     CLASSIFY,
     DETECT,
     DETECTED,
-    EFFUSION,
-    ENLARGED,
     LOCATE,
+    LOCATE_SEVERAL,
     LOCATED,
     NEGATED,
     NONE,
@@ -26,24 +25,38 @@ from radvlm_edge.training.phrasings import (
     PHRASED,
     PLAIN,
     REPORT,
+    SCOPE,
     SEVERAL,
     SIDED_FORMS,
+    SIDED_NOUNS,
     SPOKEN,
+    UNANSWERABLE,
+    UNDETECTED,
+    WITH_ARTICLE,
 )
+from radvlm_edge.training.reports import absent, describe, joined, report_text, sentence, there
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What may be said about a film; a real film's sides and boxes are unknown and stay empty."""
+    """What may be said about a film."""
 
     present: frozenset[str]
-    sides: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Finding → the patient's sides that have it; missing where sides are unknown."""
-    finding_boxes: dict[tuple[str, str], Box] = field(default_factory=dict)
-    """(finding, side) → box."""
-    regions: dict[str, Box] = field(default_factory=dict)
+    found: tuple[Finding, ...] = ()
+    """Where the findings are; of a real film only those a radiologist has drawn a box around."""
+    regions: dict[str, Box] | None = None
     localised: bool = True
     """False for a film of which only presence is known."""
+
+    def of(self, name: str, side: str = "") -> tuple[Finding, ...]:
+        """The places a finding was found in (on one side)."""
+        return tuple(one for one in self.found if one.name == name and side in ("", one.side))
+
+    def has(self, name: str, side: str = "") -> bool:
+        return bool(self.of(name, side)) if side else name in self.present
+
+    def boxes(self, name: str) -> list[Box]:
+        return [one.box for one in self.found if one.name == name]
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,8 @@ class Exchange:
     """One question and its answer."""
 
     task: str
-    """`yesno`, `classify`, `region`, `finding`, `phrase`, `detect` or `report`."""
+    """`yesno`, `scope`, `classify`, `region`, `finding`, `several`, `phrase`, `detect`, `report`, `turn`
+    (inside a conversation) or `grounded turn`."""
     question: str
     answer: str
     about: str = ""
@@ -62,15 +76,8 @@ class Exchange:
 
 def labels_of(phantom: Phantom) -> Labels:
     """Everything a phantom knows."""
-    sides: dict[str, tuple[str, ...]] = {}
-    for name in SIDED:
-        sides[name] = tuple(one.side for one in phantom.findings if one.name == name)
-    return Labels(
-        present=frozenset(one.name for one in phantom.findings),
-        sides=sides,
-        finding_boxes={(one.name, one.side): one.box for one in phantom.findings},
-        regions=phantom.regions,
-    )
+    present = frozenset(one.name for one in phantom.findings)
+    return Labels(present, phantom.findings, phantom.regions)
 
 
 def box_text(box: Box) -> str:
@@ -78,113 +85,112 @@ def box_text(box: Box) -> str:
     return str([round(float(value), 2) for value in box])
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def boxes_text(boxes: Sequence[Box]) -> str:
+    """Several boxes: `[..], [..] and [..]`."""
+    return joined([box_text(box) for box in boxes])
+
+
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def describe(name: str, sides: Sequence[str]) -> str:
-    """A finding as an answer names it: `a right pleural effusion`, `consolidation in the left lung`."""
-    if name == "cardiomegaly" or (name == "consolidation" and not sides):
-        return name
-    if name == "consolidation":
-        return f"consolidation in the {sides[0]} lung" if len(sides) == 1 else "consolidation in both lungs"
-    if len(sides) == 2:
-        return "bilateral pleural effusions" if name == "pleural effusion" else "bilateral pneumothoraces"
-    return f"a {sides[0]} {name}" if sides else f"a {name}"
-
-
-def _there(what: str) -> str:
-    return f"there are {what}" if what.startswith("bilateral") else f"there is {what}"
+def fact(labels: Labels, name: str, side: str = "") -> str:
+    """`there is a right pleural effusion` or `there is no pleural effusion`, as it is."""
+    if not labels.has(name, side):
+        return there(absent(name, side))
+    return there(describe(name, labels.of(name, side)))
 
 
 def yes_no(rng: np.random.Generator, labels: Labels, name: str, side: str = "") -> Exchange:
     """Is this finding there (on this side)? One in ten unsided questions is put negatively."""
-    said = _pick(rng, SPOKEN[name][:1] * 2 + SPOKEN[name])
+    here = labels.has(name, side)
     if side:
-        here = side in labels.sides.get(name, ())
-        form = _pick(rng, SIDED_FORMS + ON_SIDE)
-        noun = SPOKEN[name][int(rng.integers(2))] if name == "pleural effusion" else name
-        question = form.format(side, noun)
-        sided = describe(name, (side,))
-        missing = f"consolidation in the {side} lung" if name == "consolidation" else f"{side} {name}"
-        answer = f"Yes, there is {sided}." if here else f"No, there is no {missing}."
+        nouns = SIDED_NOUNS.get(name)
+        form = pick(rng, SIDED_FORMS + ON_SIDE if nouns else ON_SIDE)
+        question = form.format(side, pick(rng, nouns or SPOKEN[name][:1]))
+        answer = f"{'Yes' if here else 'No'}, {fact(labels, name, side)}."
         return Exchange("yesno", question, answer, f"{side} {name}", here)
-    here = name in labels.present
-    fact = _there(describe(name, labels.sides.get(name, ()))) if here else f"there is no {name}"
-    negated = rng.random() < 0.1
-    if negated:
-        question = _pick(rng, NEGATED).format(said)
-    elif name == "cardiomegaly" and rng.random() < 0.35:
-        question = _pick(rng, ENLARGED)
-    elif name in ("pleural effusion", "pneumothorax") and rng.random() < 0.25:
-        question = _pick(rng, ARTICLE).format(
-            "a pneumothorax" if name == "pneumothorax" else _pick(rng, EFFUSION)
-        )
-    else:
-        question = _pick(rng, PLAIN).format(said)
+    question, negated = _ask(rng, name)
+    answer = f"{'Yes' if here != negated else 'No'}, {fact(labels, name)}."
+    return Exchange("yesno", question, answer, name, here)
+
+
+def _ask(rng: np.random.Generator, name: str) -> tuple[str, bool]:
+    """A question about one finding, and whether it asks for absence."""
+    said = pick(rng, SPOKEN[name][:1] * 2 + SPOKEN[name])
+    draw = rng.random()
+    if draw < 0.1:
+        return pick(rng, NEGATED).format(said), True
+    if name in ASIDE and draw < 0.3:
+        return pick(rng, ASIDE[name]), False
+    if name in WITH_ARTICLE and draw > 0.75:
+        return pick(rng, ARTICLE).format(pick(rng, WITH_ARTICLE[name])), False
+    question = pick(rng, PLAIN).format(said)
     if question[0] == said[0] and rng.random() < 0.3:
         question = question[0].upper() + question[1:]
-    return Exchange("yesno", question, f"{'Yes' if here != negated else 'No'}, {fact}.", name, here)
+    return question, False
+
+
+def out_of_scope(rng: np.random.Generator) -> Exchange:
+    """A question no chest film can answer."""
+    return Exchange("scope", pick(rng, SCOPE), UNANSWERABLE)
 
 
 def classify(rng: np.random.Generator, labels: Labels) -> Exchange:
-    """Name every finding, in a fixed order, without sides."""
-    names = [name for name in FINDINGS if name in labels.present]
+    """Name every finding, alphabetically as RadVLM's labels are, without sides."""
+    names = sorted(labels.present)
     if not names:
-        answer = _pick(rng, NONE)
-    elif len(names) == 1:
-        answer = f"{_pick(rng, ONE)} {names[0]}."
+        answer = pick(rng, NONE)
     else:
-        answer = f"{_pick(rng, SEVERAL)} {', '.join(names[:-1])} and {names[-1]}."
-    return Exchange("classify", _pick(rng, CLASSIFY), answer)
+        answer = f"{pick(rng, ONE if len(names) == 1 else SEVERAL)} {joined(names)}."
+    return Exchange("classify", pick(rng, CLASSIFY), answer)
 
 
 def locate_region(rng: np.random.Generator, labels: Labels, name: str) -> Exchange:
     """Where an anatomical region is."""
-    answer = _pick(rng, LOCATED).format(name, box_text(labels.regions[name]))
-    return Exchange("region", _pick(rng, LOCATE).format(name), answer, name)
+    assert labels.regions is not None
+    answer = pick(rng, LOCATED).format(name, box_text(labels.regions[name]))
+    return Exchange("region", pick(rng, LOCATE).format(name), answer, name)
 
 
 def locate_finding(rng: np.random.Generator, labels: Labels, name: str) -> Exchange:
     """Where a finding is, all its boxes; or that it is not there."""
-    question = _pick(rng, LOCATE).format(name)
-    boxes = [box for (found, _), box in labels.finding_boxes.items() if found == name]
+    question = pick(rng, LOCATE).format(name)
+    boxes = labels.boxes(name)
     if not boxes:
         return Exchange("finding", question, f"There is no {name} on the image.", name)
-    text = " and ".join(box_text(box) for box in boxes)
-    return Exchange("finding", question, _pick(rng, LOCATED).format(name, text), name, True)
+    return Exchange("finding", question, pick(rng, LOCATED).format(name, boxes_text(boxes)), name, True)
 
 
-def locate_phrase(rng: np.random.Generator, labels: Labels, name: str, side: str) -> Exchange:
+def locate_several(rng: np.random.Generator, labels: Labels, names: Sequence[str]) -> Exchange:
+    """Where two or three findings are, each with all its boxes."""
+    question = pick(rng, LOCATE_SEVERAL).format(joined(list(names)))
+    parts = [f"the {name} is located at the coordinates {boxes_text(labels.boxes(name))}" for name in names]
+    return Exchange("several", question, sentence("; ".join(parts)), "; ".join(names), True)
+
+
+def phrase_of(rng: np.random.Generator, one: Finding) -> str:
+    """A report's sentence about one place of a finding."""
+    said = one.kind if one.name == "support devices" else describe(one.name, [one], bool(rng.random() < 0.5))
+    return pick(rng, (f"there is {said}", said))
+
+
+def locate_phrase(rng: np.random.Generator, labels: Labels, one: Finding) -> Exchange:
     """Where a sentence of a report is to be seen."""
-    said = describe(name, (side,) if side else ())
-    sentence = _pick(rng, ("There is {}.", "{}.", "{}")).format(said)
-    question = _pick(rng, PHRASE).format(sentence[0].upper() + sentence[1:])
-    text = box_text(labels.finding_boxes[name, side])
-    return Exchange("phrase", question, _pick(rng, PHRASED).format(text), name, True)
+    question = pick(rng, PHRASE).format(sentence(phrase_of(rng, one)))
+    return Exchange("phrase", question, pick(rng, PHRASED).format(box_text(one.box)), one.name, True)
 
 
 def detect(rng: np.random.Generator, labels: Labels) -> Exchange:
     """Name every finding with its boxes."""
-    parts = []
-    for name in FINDINGS:
-        boxes = [box_text(box) for (found, _), box in labels.finding_boxes.items() if found == name]
-        if boxes:
-            parts.append(f"{describe(name, ())} located at the coordinates {' and '.join(boxes)}")
-    answer = (
-        f"{_pick(rng, DETECTED)} {'; '.join(parts)}." if parts else "I can't find any lesion on the image."
-    )
-    return Exchange("detect", _pick(rng, DETECT), answer)
+    parts = [
+        f"{describe(name)} located at the coordinates {boxes_text(labels.boxes(name))}"
+        for name in sorted(labels.present)
+    ]
+    answer = f"{pick(rng, DETECTED)} {'; '.join(parts)}." if parts else UNDETECTED
+    return Exchange("detect", pick(rng, DETECT), answer)
 
 
 def report(rng: np.random.Generator, labels: Labels) -> Exchange:
-    """One sentence for each of heart, lungs and both pleural findings."""
-    sentences = [
-        "There is cardiomegaly." if "cardiomegaly" in labels.present else "The heart size is normal."
-    ]
-    for name in ("consolidation", "pleural effusion", "pneumothorax"):
-        if name in labels.present:
-            sentences.append(_there(describe(name, labels.sides.get(name, ()))).capitalize() + ".")
-        else:
-            sentences.append(f"No {name}.")
-    return Exchange("report", _pick(rng, REPORT), " ".join(sentences))
+    """A whole report."""
+    return Exchange("report", pick(rng, REPORT), report_text(labels.found))

@@ -11,9 +11,14 @@ from torch.nn import functional as F
 
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
-from radvlm_edge.training.curriculum import ask_about_findings, film_exchanges, real_exchanges
-from radvlm_edge.training.films import PhantomSet, RealSet, augment
-from radvlm_edge.training.instructions import Exchange
+from radvlm_edge.training.curriculum import (
+    ask_about_findings,
+    film_conversations,
+    film_exchanges,
+    real_exchanges,
+)
+from radvlm_edge.training.films import PhantomSet, RealSet, augment_film
+from radvlm_edge.training.instructions import Exchange, Labels
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.packing import Block, Packed, conversation, pack
 from radvlm_edge.training.tower import features_of, pixels_of
@@ -91,21 +96,25 @@ class LanguageLoss:
         blocks = [conversation(self.tokenizer, one) for one in turns]
         return blocks + [conversation(self.tokenizer, [one], brief=True) for one in decisions]
 
+    def _film_blocks(self, rng: np.random.Generator, labels: Labels) -> list[Block]:
+        brief = ask_about_findings(rng, labels, DECISIONS)
+        blocks = self._blocks(rng, film_exchanges(rng, labels), brief)
+        return blocks + [conversation(self.tokenizer, one) for one in film_conversations(rng, labels)]
+
     def __call__(self, model: Any, step: int, phantoms: int, real: int, train_tower: bool) -> Losses:
         rng = np.random.default_rng([self.seed, self.stage, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
         images = image_tokens_of(model, self.films.crops[picked], self.films.sizes[picked], train_tower)
-        blocks = []
-        for labels in (self.films.labels[index] for index in picked):
-            brief = ask_about_findings(rng, labels, DECISIONS)
-            blocks.append(self._blocks(rng, film_exchanges(rng, labels), brief))
+        blocks = [self._film_blocks(rng, self.films.labels[index]) for index in picked]
         for _ in range(real if self.real else 0):
             assert self.real is not None
             film, name = self.real.pick(rng)
-            pixels = augment(rng, film.pixels)
+            pixels, drawn = augment_film(rng, film.pixels, film.drawn)
             crops = cut(pixels, self.geometry)[0][None, :, 0]
             images += image_tokens_of(model, crops, [pixels.shape], train_tower)
-            blocks.append(self._blocks(rng, real_exchanges(rng, film.labels, name)))
+            blocks.append(
+                self._blocks(rng, real_exchanges(rng, Labels(film.present, drawn, localised=False), name))
+            )
         packed = pack(self.tokenizer, [len(image) for image in images], blocks)
         logits, taught = logits_where_taught(model, packed, images)
         weights = packed.weights[taught]

@@ -19,7 +19,7 @@ class FilmsPlan:
 
     phantoms: int = 6000
     """Phantoms drawn for training; evaluation draws others."""
-    short_px: tuple[int, int] = (200, 300)
+    short_px: tuple[int, int] = (380, 520)
     """Bounds of a phantom's shorter side in pixels."""
     real: bool = True
     """Use the real films under RADVLM_EDGE_DATA where that is set."""

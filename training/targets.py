@@ -12,37 +12,22 @@ from PIL import Image
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import plan
 from radvlm_edge.training.phantom import Phantom
-from radvlm_edge.training.phantom_findings import SIDED
+from radvlm_edge.training.phantom_difficulty import FINDINGS, SIDED
+from radvlm_edge.training.phantom_regions import REGIONS, Box
 
-PRESENCES = (*(f"{side} {name}" for name in SIDED for side in ("right", "left")), "cardiomegaly")
-"""What the tower's presence head says, in order."""
-AREAS = (*PRESENCES, "right lung", "left lung", "cardiac silhouette", "mediastinum")
-"""What the tower's dense head says of every patch, in order; findings first."""
-REGIONS = (
-    "right lung",
-    "left lung",
-    "cardiac silhouette",
-    "mediastinum",
-    "spine",
-    "trachea",
-    "carina",
-    "aortic arch",
-    *(
-        f"{side} {part}"
-        for part in (
-            "upper lung zone",
-            "mid lung zone",
-            "lower lung zone",
-            "hemidiaphragm",
-            "costophrenic angle",
-            "hilar structures",
-            "clavicle",
-        )
-        for side in ("right", "left")
-    ),
+PRESENCES = (
+    *(f"{side} {name}" for name in SIDED for side in ("right", "left")),
+    *(name for name in FINDINGS if name not in SIDED),
 )
-BOXES = (*AREAS[: len(PRESENCES) + 3], *REGIONS[3:])
+"""What the tower's presence head says, in order."""
+AREAS = (*PRESENCES, *REGIONS[:4])
+"""What the tower's dense head says of every patch, in order: findings, lungs, heart, mediastinum."""
+BOXES = (*PRESENCES, *REGIONS)
 """Whose boxes the tower is asked for."""
+PEAK = 200
+"""A finding's target in its best patch is at least this, of 255, however small it is."""
+AREA_BOXES = len(PRESENCES) + 3
+"""The first so many of BOXES are asked only of the patches inside (AREAS in the same order)."""
 
 
 def presences_of(name: str) -> list[int]:
@@ -55,7 +40,8 @@ class Targets:
     """Arrays of one film, or of N with a leading axis."""
 
     areas: npt.NDArray[np.uint8]
-    """`[V, P, A]`: 255 times the share of each patch of each crop that each of AREAS covers."""
+    """`[V, P, A]`: 255 times the share of each patch of each crop that each of AREAS covers; small
+    findings are raised to PEAK."""
     presence: npt.NDArray[np.bool_]
     """`[len(PRESENCES)]`."""
     boxes: npt.NDArray[np.float32]
@@ -77,16 +63,31 @@ def film_targets(phantom: Phantom, geometry: Geometry) -> Targets:
     views = 1 + layout.grid[0] * layout.grid[1]
     areas = np.zeros((views, geometry.tokens_per_crop, len(AREAS)), np.uint8)
     for index, name in enumerate(AREAS):
-        mask = phantom.masks.get("cardiac silhouette" if name == "cardiomegaly" else name)
-        if mask is not None and (name != "cardiomegaly" or phantom.has(name)):
-            areas[:, :, index] = _by_patch(mask, geometry)
-    named = phantom.regions | {f"{one.side} {one.name}".strip(): one.box for one in phantom.findings}
+        mask = phantom.masks.get(name)
+        if mask is not None:
+            shares = _by_patch(mask, geometry)
+            if index < len(PRESENCES) and 0 < shares.max() < PEAK:
+                # a few pixels are a small share of any patch, and must be seen all the same
+                shares = np.minimum(shares.astype(np.float32) * (PEAK / shares.max()), 255).astype(np.uint8)
+            areas[:, :, index] = shares
+    named: dict[str, Box] = dict(phantom.regions)
+    for one in phantom.findings:
+        name = f"{one.side} {one.name}".strip()
+        named[name] = _union(named[name], one.box) if name in named else one.box
     boxes = np.full((len(BOXES), 4), np.nan, np.float32)
     for index, name in enumerate(BOXES):
         if name in named:
             boxes[index] = named[name]
     presence = np.array([f"{name}" in named for name in PRESENCES])
     return Targets(areas, presence, boxes)
+
+
+def _union(one: Box, other: Box) -> Box:
+    """The box around two: several devices are taught as one area."""
+    low, high = map(min, zip(one, other, strict=True)), map(max, zip(one, other, strict=True))
+    x1, y1, _, _ = low
+    _, _, x2, y2 = high
+    return x1, y1, x2, y2
 
 
 def _by_patch(mask: npt.NDArray[np.bool_], geometry: Geometry) -> npt.NDArray[np.uint8]:

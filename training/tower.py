@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.answers import LABELS
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import PhantomSet, RealSet, augment
 from radvlm_edge.training.loop import Losses
-from radvlm_edge.training.targets import AREAS, BOXES, PRESENCES, presences_of
+from radvlm_edge.training.targets import AREA_BOXES, AREAS, BOXES, PRESENCES, presences_of
 
 DENSE_WEIGHT = 12.0
 """How much more a finding's patch counts than a patch without it."""
@@ -74,8 +75,15 @@ class Heads(nn.Module):
         self.dense = nn.Linear(width, len(AREAS))
         self.patch_boxes = nn.Linear(width, 4 * len(BOXES))
         self.pooled = nn.Linear(width, len(PRESENCES))
+        self.film = nn.Linear(2 * width, len(LABELS))
         self.sharpness = nn.Parameter(torch.ones(len(PRESENCES)))
         self.shift = nn.Parameter(torch.zeros(len(PRESENCES)))
+
+    def labels(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[n, P, d]` → RadVLM's 13 labels `[n, 13]`, which is all that is known of a real film."""
+        hidden = self.norm(hidden)
+        logits: torch.Tensor = self.film(torch.cat([hidden.mean(1), hidden.amax(1)], -1))
+        return logits
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """`[n, P, d]` → dense `[n, P, A]`, boxes `[n, P, B, 4]`, presence twice `[n, len(PRESENCES)]`."""
@@ -113,7 +121,8 @@ class TowerLoss:
         wanted = torch.from_numpy(self.films.targets.boxes[picked])
         losses["boxes"] = box_loss(boxes[:phantoms], wanted, torch.from_numpy(areas[picked, 0]))
         if asked:
-            losses["real"] = _real_loss(presence[len(shares) :], pooled[len(shares) :], asked)
+            said = heads.labels(hidden[len(shares) :])
+            losses["real"] = _real_loss(presence[len(shares) :], said, asked)
         losses["loss"] = (
             3 * losses["dense"]
             + 3 * losses["presence"]
@@ -136,8 +145,7 @@ def dense_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def box_loss(boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """L1 in fractions. Boxes of areas are asked of the patches inside, small regions' of every patch."""
     inside = torch.ones(boxes.shape[:3])
-    count = len(PRESENCES) + 3
-    inside[..., :count] = (shares[..., :count] > 100).float()
+    inside[..., :AREA_BOXES] = (shares[..., :AREA_BOXES] > 100).float()
     there = torch.isfinite(wanted).all(-1)
     weight = inside * there[:, None]
     apart = (boxes - torch.nan_to_num(wanted)[:, None]).abs().mean(-1)
@@ -145,12 +153,13 @@ def box_loss(boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor) ->
     return per_box.mean()
 
 
-def _real_loss(presence: torch.Tensor, pooled: torch.Tensor, asked: list[Any]) -> torch.Tensor:
-    """One finding a film, whatever its side."""
+def _real_loss(presence: torch.Tensor, said: torch.Tensor, asked: list[Any]) -> torch.Tensor:
+    """One label a film; where phantoms have it too, their head learns from it, whatever the side."""
     losses = []
     for row, (film, name) in enumerate(asked):
         truth = torch.tensor(float(name in film.present))
-        for logits in (presence, pooled):
-            logit = torch.logsumexp(logits[row, presences_of(name)], 0)
-            losses.append(F.binary_cross_entropy_with_logits(logit, truth))
+        logits = [said[row, LABELS.index(name)]]
+        if own := presences_of(name):
+            logits.append(torch.logsumexp(presence[row, own], 0))
+        losses += [F.binary_cross_entropy_with_logits(logit, truth) for logit in logits]
     return torch.stack(losses).mean()

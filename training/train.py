@@ -18,13 +18,15 @@ import transformers
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from radvlm_edge.errors import OutputError
-from radvlm_edge.training.curriculum import film_exchanges
+from radvlm_edge.training.curriculum import film_conversations, film_exchanges, real_exchanges
 from radvlm_edge.training.decide import DecideLoss, Reader
 from radvlm_edge.training.evaluate import evaluate
 from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, draw_phantoms, load_real
+from radvlm_edge.training.instructions import Labels
 from radvlm_edge.training.language import LanguageLoss
 from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import build_model, save_checkpoint
+from radvlm_edge.training.nih_labels import PICK
 from radvlm_edge.training.recipe import Recipe, load_recipe
 from radvlm_edge.training.tokenizer import build_tokenizer
 from radvlm_edge.training.tower import Heads, TowerLoss, start_tower
@@ -86,9 +88,12 @@ def learn_tokenizer(films: PhantomSet, recipe: Recipe) -> Tokenizer:
     rng = np.random.default_rng([recipe.seed, 0])
     texts = []
     for labels in films.labels[:800]:
-        for _ in range(2):
-            for one in film_exchanges(rng, labels):
-                texts += [f"user\n{one.question}", f"assistant\n{one.answer}"]
+        asked = [one for _ in range(2) for one in film_exchanges(rng, labels)]
+        asked += [turn for one in film_conversations(rng, labels) for turn in one]
+        name = list(PICK)[int(rng.integers(len(PICK)))]
+        asked += real_exchanges(rng, Labels(frozenset({name}), localised=False), name)
+        for one in asked:
+            texts += [f"user\n{one.question}", f"assistant\n{one.answer}"]
     return build_tokenizer(texts, recipe.vocab_size)
 
 
@@ -175,7 +180,7 @@ def card(recipe: Recipe, real: RealSet | None) -> dict[str, Any]:
             "source": "NIH ChestX-ray14, https://nihcc.app.box.com/v/ChestXray-NIHCC",
             "acknowledgement": "The NIH Clinical Center provided these films.",
             "citation": CITATION,
-            "labels": "text-mined; effusion, pneumothorax, cardiomegaly, consolidation",
+            "labels": "text-mined; mapped to RadVLM's by training/nih_labels.py",
             "split": "train, patient-wise",
             "ids": [film.name for film in real.films],
         }

@@ -2,9 +2,11 @@
 
 bundle.json      what the bundle says about itself (this file's dataclasses)
 SHA256SUMS       digest of every other file, in sha256sum's own format
+SHA256SUMS.sig   optional: Ed25519 signature over it (signing.py)
 vision/          uint8 crops in, projected tokens out; image_newline.npy
 language/        GGUF: language model, tokenizer, chat template
 parity.json      how each artefact compares with the checkpoint
+fidelity.json    optional: how answers of each combination of artefacts compare (export/fidelity.py)
 golden.npz       small tensors for a self-test on the target
 """
 
@@ -14,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +24,17 @@ from typing import Any
 
 from radvlm_edge.errors import BundleError, OutputError
 from radvlm_edge.geometry import Geometry
+from radvlm_edge.integrity import SIGNATURE, SUMS, Memory, Progress, digests, problems, read_sums, sums_text
+from radvlm_edge.integrity import digest as digest
 
 SCHEMA = 1
 """Version of bundle.json; a reader refuses newer ones."""
 
-MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
+MANIFEST = "bundle.json"
+
+LIMITS = {"flip_rate": 0.01, "box_iou_loss": 0.02}
+"""How far answers may be from the checkpoint's where a bundle declares no other limits: fraction of
+yes/no answers that turn round, and 1 minus the mean overlap of boxes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,11 @@ class Manifest:
     calibration: dict[str, Any] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     """What the checkpoint says about its own training."""
+    limits: dict[str, float] = field(default_factory=lambda: dict(LIMITS))
+    """Declared limits of the answers' distance from the checkpoint's, as `LIMITS`."""
+    fidelity: dict[str, Any] | None = None
+    """Verdict of each measured combination `VISION+LANGUAGE`: the limits it is `beyond`, and `ever_beyond`,
+    combinations that were once; `None` where nothing was measured. Figures are in fidelity.json."""
 
 
 @dataclass(frozen=True)
@@ -124,43 +138,54 @@ class Bundle:
     def path(self, artefact: Artefact) -> Path:
         return self.folder / artefact.path
 
-    def verify(self) -> int:
-        """Recompute every digest; return the number of bytes read.
+    def verify(self, progress: Progress | None = None) -> int:
+        """Recompute every digest, in parallel; return the number of bytes read.
 
         Raises BundleError naming the files that are missing, altered or not listed.
         """
-        listed = _read_sums(self.folder)
-        present = {p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()}
-        problems = [f"{name} is missing" for name in sorted(listed.keys() - present)]
-        problems += [f"{name} is not listed" for name in sorted(present - listed.keys() - {SUMS})]
-        total = 0
-        for name in sorted(listed.keys() & present):
-            total += (self.folder / name).stat().st_size
-            if digest(self.folder / name) != listed[name]:
-                problems.append(f"{name} was altered")
-        for artefact in self.manifest.artefacts:
-            if listed.get(artefact.path) != artefact.sha256:
-                problems.append(f"{artefact.path}: {MANIFEST} and {SUMS} disagree")
-        if problems:
+        self._judge(problems(self.folder, progress))
+        return sum((self.folder / name).stat().st_size for name in read_sums(self.folder))
+
+    def check(self) -> int:
+        """As `verify`, but files that look as they did when last hashed are not read; return how many were.
+
+        Raises BundleError as `verify`.
+        """
+        try:
+            memory = Memory(self.folder, self.sha256)
+        except OSError as error:
+            raise BundleError(f"{self.folder / SUMS}: missing; copy the bundle again") from error
+        before = memory.looks()
+        known = memory.unchanged() & before.keys()
+        self._judge(problems(self.folder, known=known))
+        if known != before.keys():
+            memory.remember(before)
+        return len(before) - len(known)
+
+    def _judge(self, found: list[str]) -> None:
+        listed = read_sums(self.folder)
+        if listed.get(MANIFEST) != self.sha256:
+            found.append(f"{MANIFEST} changed since it was read")
+        found += [
+            f"{artefact.path}: {MANIFEST} and {SUMS} disagree"
+            for artefact in self.manifest.artefacts
+            if listed.get(artefact.path) != artefact.sha256
+        ]
+        if found:
             raise BundleError(
-                f"{self.folder}: not the bundle that was sealed: {'; '.join(problems)}; "
+                f"{self.folder}: not the bundle that was sealed: {'; '.join(found)}; "
                 "copy it again or export anew"
             )
-        return total
+
+    @property
+    def signed(self) -> bool:
+        """True if a signature lies beside SHA256SUMS; `verify --trust` says whose."""
+        return (self.folder / SIGNATURE).exists()
 
 
 def demo_bundle() -> Path:
     """Folder of the demonstration bundle that ships with the package."""
     return Path(__file__).with_name("demo.bundle")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 class BundleWriter:
@@ -206,23 +231,48 @@ class BundleWriter:
         self.artefacts.append(artefact)
         return artefact
 
+    def digests(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """SHA-256 of every file of the bundle by name; a subclass may know some already."""
+        return digests(files)
+
     def write_manifest(self, manifest: Manifest) -> None:
-        text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        self.path(MANIFEST).write_text(text, encoding="utf-8")
+        self.path(MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
     def seal(self) -> Bundle:
         """Write SHA256SUMS and move the bundle to its destination."""
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name != SUMS)
-        lines = [f"{digest(p)}  {p.relative_to(self.folder).as_posix()}\n" for p in files]
-        (self.folder / SUMS).write_text("".join(lines), encoding="utf-8")
-        if self.out.exists():
-            old = self.out.parent / f".{self.out.name}.replaced-{os.getpid()}"
-            self.out.rename(old)
-            self.folder.rename(self.out)
-            shutil.rmtree(old)
-        else:
-            self.folder.rename(self.out)
+        files = {
+            p.relative_to(self.folder).as_posix(): p
+            for p in self.folder.rglob("*")
+            if p.is_file() and p.name not in (SUMS, SIGNATURE)
+        }
+        (self.folder / SUMS).write_text(sums_text(self.digests(files)), encoding="utf-8")
+        move_into_place(self.folder, self.out)
         return Bundle.open(self.out)
+
+
+def move_into_place(new: Path, out: Path) -> None:
+    """Rename a finished folder to `out`; one that is there already is removed after, put back on failure."""
+    if not out.exists():
+        new.rename(out)
+        return
+    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """bundle.json's content; what was never declared or measured is left out."""
+    data = asdict(manifest)
+    if manifest.limits == LIMITS:
+        del data["limits"]
+    if manifest.fidelity is None:
+        del data["fidelity"]
+    return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def _parse(raw: bytes, folder: Path) -> Manifest:
@@ -250,11 +300,3 @@ def _parse(raw: bytes, folder: Path) -> Manifest:
         raise BundleError(
             f"{folder / MANIFEST}: not a bundle manifest ({error!r}); copy the bundle again"
         ) from error
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        return {name: sha for sha, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder / SUMS}: missing or malformed; copy the bundle again") from error

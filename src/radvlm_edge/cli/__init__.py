@@ -10,6 +10,7 @@ from radvlm_edge.cli.bench import bench
 from radvlm_edge.cli.chat import chat
 from radvlm_edge.cli.doctor import doctor
 from radvlm_edge.cli.export import export
+from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
 from radvlm_edge.cli.plan import plan
 from radvlm_edge.cli.train import train
@@ -29,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, export, verify, doctor, bench, train):
+for command in (infer, chat, plan, export, fidelity, verify, doctor, bench, train):
     cli.add_command(command)
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from radvlm_edge.cli.options import need
+from radvlm_edge.runtime.devices import CLASSES
+
+if TYPE_CHECKING:
+    from radvlm_edge.export.checkpoint import Checkpoint
+    from radvlm_edge.export.imatrix_file import ImportanceMatrix
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -30,7 +36,36 @@ def _names(text: str) -> tuple[str, ...]:
     type=click.Choice(["voi", "minmax", "mimic"]),
     help="How the bundle renders films by default.  [default: as the checkpoint says, else mimic]",
 )
+@click.option(
+    "--device",
+    type=click.Choice(CLASSES),
+    default="any",
+    show_default=True,
+    help="Kind of machine the bundle's default language artefact is chosen for.",
+)
+@click.option(
+    "--imatrix",
+    metavar="auto|FILE",
+    help="Importance matrix for quantisation: made from image-bearing prompts, or a llama.cpp GGUF imatrix.",
+)
+@click.option(
+    "--imatrix-films",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Films for --imatrix auto.  [default: phantoms, and NIH films where RADVLM_EDGE_DATA names them]",
+)
+@click.option("--imatrix-out", type=click.Path(path_type=Path), help="Also write the importance matrix here.")
+@click.option(
+    "--sign", type=click.Path(path_type=Path), metavar="KEY.pem", help="Sign the bundle (extra `sign`)."
+)
+@click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Merge the LoRA adapter in DIR (peft).",
+)
+@click.option("--trim-vocab", is_flag=True, help="Leave out embedding rows behind the last token.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--resume", is_flag=True, help="Go on with what a killed export of this checkpoint finished.")
 def export(
     checkpoint: Path,
     out: Path | None,
@@ -38,7 +73,15 @@ def export(
     language: str,
     parity: str,
     render: str | None,
+    device: str,
+    imatrix: str | None,
+    imatrix_films: Path | None,
+    imatrix_out: Path | None,
+    sign: Path | None,
+    lora: Path | None,
+    trim_vocab: bool,
     force: bool,
+    resume: bool,
 ) -> None:
     """Turn a RadVLM checkpoint folder into a sealed bundle.
 
@@ -48,6 +91,11 @@ def export(
     need("export", "torch", "transformers", "optimum", "onnx", "gguf")
     from radvlm_edge.export.exporter import export_checkpoint
 
+    key = None
+    if sign is not None:
+        from radvlm_edge import signing
+
+        key = signing.load_private(sign)
     out = out or checkpoint.with_name(checkpoint.resolve().name + ".bundle")
     bundle = export_checkpoint(
         checkpoint,
@@ -56,7 +104,42 @@ def export(
         language=_names(language),
         parity=parity,
         render=render,
+        device=device,
+        imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
+        lora=lora,
+        trim_vocab=trim_vocab,
         force=force,
-        progress=lambda line: click.echo(line, err=True),
+        resume=resume,
+        progress=_say,
     )
+    if key is not None:
+        signing.sign(bundle.folder, key)
     click.echo(bundle.folder)
+
+
+def _imatrix(wanted: str, films: Path | None, out: Path | None, render: str | None) -> Any:
+    """What gives the exporter its importance matrix once the checkpoint is open."""
+
+    def give(checkpoint: Checkpoint) -> ImportanceMatrix:
+        from radvlm_edge.calibration.imatrix import AUTO_FILMS, FIRST_SEED, collect
+        from radvlm_edge.export import probe_films
+        from radvlm_edge.export.imatrix_file import load_imatrix
+
+        if wanted != "auto":
+            return load_imatrix(Path(wanted))
+        if films is not None:
+            looked_at = probe_films.user_films(films, render or str(checkpoint.facts["render"]), _say)
+        else:
+            looked_at = probe_films.phantoms(AUTO_FILMS, FIRST_SEED, checkpoint.config.geometry)
+            if real := probe_films.nih_films(AUTO_FILMS):
+                looked_at = probe_films.together([looked_at, real])
+        matrix = collect(checkpoint, looked_at, progress=_say)
+        if out is not None:
+            matrix.save(out)
+        return matrix
+
+    return give
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

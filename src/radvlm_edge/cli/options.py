@@ -24,6 +24,11 @@ DEMONSTRATION = "The demonstration model was trained mostly on synthetic films."
 def reader_options(function: F) -> F:
     """Options of every command that loads a bundle."""
     for option in (
+        click.option(
+            "--force",
+            is_flag=True,
+            help="Use artefacts whose answers were measured beyond the bundle's limits.",
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of both engines."),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
@@ -56,7 +61,10 @@ def film_options(function: F) -> F:
 def open_reader(bundle: Path | None, **options: Any) -> Reader:
     from radvlm_edge.runtime.reader import Options, Reader
 
-    return Reader.open(bundle, Options(**options))
+    reader = Reader.open(bundle, Options(**options))
+    if "by force" in reader.fidelity:
+        click.echo(f"radvlm-edge: {reader.fidelity}", err=True)
+    return reader
 
 
 def notice(manifest: Manifest) -> str:

@@ -10,23 +10,54 @@ from typing import Any
 import click
 
 from radvlm_edge.geometry import GEOMETRIES, Geometry
+from radvlm_edge.runtime.devices import DEVICES
+
+FULL_FILM = "2544x3056"
+"""A full-resolution film as MIMIC-CXR has them."""
 
 
 @click.command()
-@click.argument("film", metavar="FILM|WxH")
+@click.argument("film", metavar="FILM|WxH", required=False)
 @click.option("--bundle", type=click.Path(path_type=Path), help="Take the geometry from this bundle.")
 @click.option("--geometry", type=click.Choice(sorted(GEOMETRIES)), help="Take a published model's geometry.")
+@click.option(
+    "--device",
+    "devices",
+    type=click.Choice(sorted(DEVICES)),
+    multiple=True,
+    help="Also derive whether it fits this machine and how long it takes; may be repeated.",
+)
+@click.option(
+    "--vision", metavar="X", help="With --device: vision artefact.  [default: the bundle's, else fp16]"
+)
+@click.option(
+    "--language",
+    metavar="X",
+    help="With --device: language artefact.  [default: the bundle's, else the best for the device]",
+)
 @click.option("--any-modality", is_flag=True, help="Also read CT, MR and other non-radiographs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def plan(film: str, bundle: Path | None, geometry: str | None, any_modality: bool, as_json: bool) -> None:
+def plan(
+    film: str | None,
+    bundle: Path | None,
+    geometry: str | None,
+    devices: tuple[str, ...],
+    vision: str | None,
+    language: str | None,
+    any_modality: bool,
+    as_json: bool,
+) -> None:
     """Say what a film (a file, or its size in pixels as WIDTHxHEIGHT) will cost.
 
-    Without --bundle or --geometry the demonstration bundle's geometry is used.
+    Without --bundle or --geometry the demonstration bundle's geometry is used. With --device the film
+    may be left out; a full-resolution one of 2544x3056 is taken then.
     """
     if bundle is not None and geometry is not None:
         raise click.UsageError("--bundle and --geometry exclude each other")
+    if film is None and not devices:
+        raise click.UsageError("Missing argument 'FILM|WxH' (only --device can do without)")
     shapes = GEOMETRIES[geometry] if geometry else _bundle_geometry(bundle)
-    height, width = _size(film, any_modality)
+    height, width = _size(film or FULL_FILM, any_modality)
     from radvlm_edge.runtime import crops
 
     layout = crops.plan(height, width, shapes)
@@ -38,6 +69,10 @@ def plan(film: str, bundle: Path | None, geometry: str | None, any_modality: boo
         "image_tokens": layout.image_tokens,
         "kv_bytes": layout.image_tokens * shapes.kv_bytes_per_token,
     }
+    if devices:
+        from radvlm_edge.cli.plan_device import estimates
+
+        cost["devices"] = estimates(devices, bundle, geometry, layout, vision, language)
     if as_json:
         click.echo(json.dumps(cost))
         return
@@ -46,6 +81,10 @@ def plan(film: str, bundle: Path | None, geometry: str | None, any_modality: boo
     click.echo(f"crops         {layout.crops} of {shapes.crop_px} px: base view and {rows} x {columns} tiles")
     click.echo(f"image tokens  {layout.image_tokens}")
     click.echo(f"K/V state     {cost['kv_bytes'] / 2**20:.1f} MiB in f16")
+    if devices:
+        from radvlm_edge.cli.plan_device import table
+
+        click.echo(table(cost["devices"]))
 
 
 def _bundle_geometry(bundle: Path | None) -> Geometry:
