@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +19,8 @@ from radvlm_edge.errors import FilmError
 from radvlm_edge.runtime import render as rendering
 from radvlm_edge.runtime.render import RENDERS
 
-MAX_PIXELS = 150_000_000
-"""Largest film read; a detector of 43 cm at 0.1 mm has 18 million. Pillow itself refuses 179 million."""
+MAX_PIXELS = 200_000_000
+"""Largest film read; a detector of 43 cm at 0.1 mm has 18 million."""
 PICTURES = ("PNG", "JPEG", "TIFF")
 
 
@@ -92,13 +94,23 @@ def _is_picture(content: bytes) -> bool:
     return content.startswith(signatures) and content[128:132] != b"DICM"
 
 
+@contextlib.contextmanager
+def _own_size_limit() -> Iterator[None]:
+    """Put Pillow's limit out of force: ours is checked before any pixel is decoded, and names the size."""
+    kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = kept
+
+
 def _picture(content: bytes, name: str, render: str, max_pixels: int) -> Film:
     """PNG, JPEG or TIFF through Pillow."""
     notes: list[str] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size limit is replaced by ours
-            with Image.open(io.BytesIO(content), formats=PICTURES) as opened:
+            warnings.simplefilter("ignore")
+            with _own_size_limit(), Image.open(io.BytesIO(content), formats=PICTURES) as opened:
                 form, mode = str(opened.format), opened.mode
                 _check_size(name, opened.height, opened.width, max_pixels)
                 opened.load()
@@ -107,11 +119,7 @@ def _picture(content: bytes, name: str, render: str, max_pixels: int) -> Film:
         raise FilmError(
             f"{name}: not a picture Pillow can read; DICOM, PNG, JPEG and TIFF are accepted"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise FilmError(
-            f"{name}: has more than the {max_pixels} pixels that are read; scale it down"
-        ) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         raise FilmError(
             f"{name}: damaged or truncated picture ({_one_line(error)}); copy it again"
         ) from error

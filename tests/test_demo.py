@@ -131,9 +131,18 @@ def test_the_demonstration_answers_in_sentences_with_boxes_and_labels() -> None:
         answer = study.ask("any effusion?")
         assert answer.text.startswith(("Yes, ", "No, ")) and "effusion" in answer.text
         assert answer.stop == "eos"
-        boxes = study.task("locate=left lung").boxes
-        assert len(boxes) == 1 and boxes[0].label
         assert study.task("report").text.endswith(".")
+
+
+@pytest.mark.xfail(reason="the first nano takes left for right: docs/nano-model-card.md", strict=True)
+def test_the_demonstration_tells_the_lungs_apart() -> None:
+    with Reader.open(options=Options(threads=1)) as reader:
+        study = reader.look(EXAMPLES / "chest.dcm")
+        lungs = {side: study.task(f"locate={side} lung").boxes for side in ("right", "left")}
+        assert all(len(boxes) == 1 for boxes in lungs.values())
+        # The patient's right is on the image's left.
+        assert lungs["right"][0].xyxy_fraction[0] < lungs["left"][0].xyxy_fraction[0]
+        assert "effusion" in study.task("report").text
 
 
 def chest_films() -> list[str]:
