@@ -163,3 +163,12 @@ def test_output_that_nobody_reads_is_no_traceback(film: Path, base: list[object]
     command = f"{CLI} infer {film} {film} {film} --ask a? {' '.join(map(str, base))} | head -c 1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_one_line(film: Path, base: list[object], form: list[str]) -> None:
+    command = f"{CLI} infer {film} --ask a? {' '.join(map(str, [*base, *form]))} > /dev/full"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("radvlm-edge: ")]
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "ignored" not in result.stderr
+    assert lines == ["radvlm-edge: the answer could not be read or written: No space left on device"]

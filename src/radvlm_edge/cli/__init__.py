@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -50,4 +51,10 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left; nothing more can be said to it
+        sys.exit(1)
+    except OSError as error:
+        where = error.filename or "the answer"
+        click.echo(f"radvlm-edge: {where} could not be read or written: {error.strerror}", err=True)
+        # What is still buffered would fail again, loudly, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
