@@ -19,7 +19,7 @@ from radvlm_edge.errors import OutputError, RecipeError
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training import train
 from radvlm_edge.training.instructions import Exchange
-from radvlm_edge.training.language import image_tokens_of, logits_where_taught
+from radvlm_edge.training.language import hidden_states, image_tokens_of, see
 from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import CHAT_TEMPLATE, Sizes, build_model
 from radvlm_edge.training.packing import HEAD, conversation, pack
@@ -41,6 +41,7 @@ model: {crop_px: 28, patch_px: 14, pinpoints: [[28, 28], [28, 56], [56, 28], [56
         hidden: 32, intermediate: 32, layers: 2, heads: 2, kv_heads: 1}
 films: {phantoms: 8, short_px: [60, 70], real: false}
 tower: {steps: 4, phantoms: 2, real: 0, rate: 0.001}
+detail: {steps: 2, phantoms: 1, real: 0, rate: 0.001, windows: 4}
 decide: {steps: 2, phantoms: 2, real: 0, rate: 0.001}
 language: {steps: 4, phantoms: 2, real: 0, rate: 0.001}
 joint: {steps: 2, phantoms: 1, real: 0, rate: 0.0005, tower_rate: 0.0001}
@@ -138,10 +139,11 @@ def test_training_sees_what_inference_sees() -> None:
         [Exchange("report", "report", "No.")] * 2,
     ]
     with torch.no_grad():
-        images = image_tokens_of(model, crops[None, :, 0], [film.shape], train_tower=False)
+        images = image_tokens_of(model, see(model, crops[None, :, 0]), [film.shape])
         assert len(images[0]) == layout.image_tokens
         packed = pack(tokenizer, [len(images[0])], [[conversation(tokenizer, one) for one in turns]])
-        logits, taught = logits_where_taught(model, packed, images)
+        taught = packed.weights > 0
+        logits = model.lm_head(hidden_states(model, packed, images)[-1][taught])
         at = 0
         for one in turns:
             block = conversation(tokenizer, one)

@@ -57,8 +57,8 @@ def conversation(rng: np.random.Generator, labels: Labels, grounded: bool) -> li
     return turns[:6]
 
 
-def _turn(question: str, answer: str, about: str = "", grounded: bool = False) -> Exchange:
-    return Exchange("grounded turn" if grounded else "turn", question, answer, about)
+def _turn(question: str, answer: str, about: str = "", places: tuple[str, ...] = ()) -> Exchange:
+    return Exchange("grounded turn" if places else "turn", question, answer, about, places=places)
 
 
 def _opening(rng: np.random.Generator, labels: Labels) -> Exchange:
@@ -77,7 +77,7 @@ def _follow(rng: np.random.Generator, labels: Labels, name: str, grounded: bool)
         asked.append(_turn(pick(rng, _SIDE), "On both sides.", name))
     if grounded:
         answer = f"It is located at {boxes_text(labels.boxes(name))}."
-        where = _turn(pick(rng, _WHERE), answer, name, grounded=True)
+        where = _turn(pick(rng, _WHERE), answer, name, labels.places(name))
         asked = [where] if rng.random() < 0.5 else [*asked, where]
     return asked
 
@@ -108,4 +108,4 @@ def _normal(rng: np.random.Generator, labels: Labels) -> Exchange:
 def _where(rng: np.random.Generator, labels: Labels, region: str) -> Exchange:
     assert labels.regions is not None
     answer = f"It is located at {boxes_text([labels.regions[region]])}."
-    return _turn(pick(rng, _WHERE_IS).format(region), answer, region, grounded=True)
+    return _turn(pick(rng, _WHERE_IS).format(region), answer, region, (region,))

@@ -15,7 +15,7 @@ from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import RealSet, draw_phantoms
 from radvlm_edge.training.instructions import Labels
-from radvlm_edge.training.language import image_tokens_of
+from radvlm_edge.training.language import image_tokens_of, see
 from radvlm_edge.training.packing import HEAD
 from radvlm_edge.training.phantom import Box
 from radvlm_edge.training.phantom_difficulty import FINDINGS
@@ -32,7 +32,7 @@ class Examinee:
 
     def __init__(self, model: Any, tokenizer: Any, crops: Any, size: tuple[int, int]) -> None:
         self.model, self.tokenizer = model, tokenizer
-        image = image_tokens_of(model, crops[None], [size], train_tower=False)[0]
+        image = image_tokens_of(model, see(model, crops[None]), [size])[0]
         head = model.get_input_embeddings()(torch.tensor([tokenizer.encode(HEAD).ids]))
         self.cache = DynamicCache(config=model.config.text_config)
         self._go_on(torch.cat([head, image[None]], 1), self.cache)

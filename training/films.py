@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import hashlib
 import os
+import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,27 @@ def draw_phantoms(
     if len({one.shape for one in crops}) > 1:
         raise RecipeError(f"films of {short_px} px give different numbers of crops; use larger ones")
     return PhantomSet(np.stack(crops), np.array(sizes), Targets.stack(list(targets)), list(labels))
+
+
+def kept_phantoms(
+    folder: Path, first: int, count: int, short_px: tuple[int, int], geometry: Geometry, workers: int = 2
+) -> PhantomSet:
+    """The same, drawn once: kept under `folder`, where a resumed run finds them."""
+    kept = folder / f"phantoms-{cache_key(first, count, short_px, geometry)}"
+    if not kept.is_dir():
+        partial = folder / f"{kept.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        films = draw_phantoms(first, count, short_px, geometry, workers)
+        arrays = {"crops": films.crops, "sizes": films.sizes} | vars(films.targets)
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", array)
+        (partial / "labels.pickle").write_bytes(pickle.dumps(films.labels))
+        partial.rename(kept)
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in kept.glob("*.npy")}
+    targets = Targets(arrays["areas"], arrays["presence"], arrays["boxes"])
+    labels: list[Labels] = pickle.loads((kept / "labels.pickle").read_bytes())
+    return PhantomSet(arrays["crops"], arrays["sizes"], targets, labels)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ from radvlm_edge.training.phrasings import (
 from radvlm_edge.training.reports import absent, describe, joined, report_text, sentence, there
 
 
+def place_of(one: Finding) -> str:
+    """A finding with its side, where it has one."""
+    return f"{one.side} {one.name}".strip()
+
+
 @dataclass(frozen=True)
 class Labels:
     """What may be said about a film."""
@@ -58,6 +63,10 @@ class Labels:
     def boxes(self, name: str) -> list[Box]:
         return [one.box for one in self.found if one.name == name]
 
+    def places(self, *names: str) -> tuple[str, ...]:
+        """What the boxes of these findings are the boxes of, in the order of `boxes`."""
+        return tuple(place_of(one) for name in names for one in self.found if one.name == name)
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -72,6 +81,8 @@ class Exchange:
     """The finding or region asked about."""
     truth: bool = False
     """Whether the finding asked about is there (the answer may still be "No": see negated forms)."""
+    places: tuple[str, ...] = ()
+    """What each box of the answer is the box of, in order: a region, or a finding with its side."""
 
 
 def labels_of(phantom: Phantom) -> Labels:
@@ -150,7 +161,7 @@ def locate_region(rng: np.random.Generator, labels: Labels, name: str) -> Exchan
     """Where an anatomical region is."""
     assert labels.regions is not None
     answer = pick(rng, LOCATED).format(name, box_text(labels.regions[name]))
-    return Exchange("region", pick(rng, LOCATE).format(name), answer, name)
+    return Exchange("region", pick(rng, LOCATE).format(name), answer, name, places=(name,))
 
 
 def locate_finding(rng: np.random.Generator, labels: Labels, name: str) -> Exchange:
@@ -159,14 +170,16 @@ def locate_finding(rng: np.random.Generator, labels: Labels, name: str) -> Excha
     boxes = labels.boxes(name)
     if not boxes:
         return Exchange("finding", question, f"There is no {name} on the image.", name)
-    return Exchange("finding", question, pick(rng, LOCATED).format(name, boxes_text(boxes)), name, True)
+    answer = pick(rng, LOCATED).format(name, boxes_text(boxes))
+    return Exchange("finding", question, answer, name, True, labels.places(name))
 
 
 def locate_several(rng: np.random.Generator, labels: Labels, names: Sequence[str]) -> Exchange:
     """Where two or three findings are, each with all its boxes."""
     question = pick(rng, LOCATE_SEVERAL).format(joined(list(names)))
     parts = [f"the {name} is located at the coordinates {boxes_text(labels.boxes(name))}" for name in names]
-    return Exchange("several", question, sentence("; ".join(parts)), "; ".join(names), True)
+    answer = sentence("; ".join(parts))
+    return Exchange("several", question, answer, "; ".join(names), True, labels.places(*names))
 
 
 def phrase_of(rng: np.random.Generator, one: Finding) -> str:
@@ -178,7 +191,8 @@ def phrase_of(rng: np.random.Generator, one: Finding) -> str:
 def locate_phrase(rng: np.random.Generator, labels: Labels, one: Finding) -> Exchange:
     """Where a sentence of a report is to be seen."""
     question = pick(rng, PHRASE).format(sentence(phrase_of(rng, one)))
-    return Exchange("phrase", question, pick(rng, PHRASED).format(box_text(one.box)), one.name, True)
+    answer = pick(rng, PHRASED).format(box_text(one.box))
+    return Exchange("phrase", question, answer, one.name, True, (place_of(one),))
 
 
 def detect(rng: np.random.Generator, labels: Labels) -> Exchange:
@@ -188,7 +202,7 @@ def detect(rng: np.random.Generator, labels: Labels) -> Exchange:
         for name in sorted(labels.present)
     ]
     answer = f"{pick(rng, DETECTED)} {'; '.join(parts)}." if parts else UNDETECTED
-    return Exchange("detect", pick(rng, DETECT), answer)
+    return Exchange("detect", pick(rng, DETECT), answer, places=labels.places(*sorted(labels.present)))
 
 
 def report(rng: np.random.Generator, labels: Labels) -> Exchange:

@@ -1,8 +1,8 @@
-"""Stages 3 and 4: projector and language model learn to answer, then the tower follows at a low rate."""
+"""Stages 2 to 4: projector and language model learn to answer, then the tower follows at a low rate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,23 +21,29 @@ from radvlm_edge.training.films import PhantomSet, RealSet, augment_film
 from radvlm_edge.training.instructions import Exchange, Labels
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.packing import Block, Packed, conversation, pack
+from radvlm_edge.training.pointing import NAMES, Aids, aiding_losses, patches_of
 from radvlm_edge.training.tower import features_of, pixels_of
 
 DECISIONS = 14
 """Further yes/no questions about each phantom whose answers end at Yes or No: deciding is learned last."""
+AIDED = 0.5
+"""Weight of what helps to look, beside the answers."""
+FilmBlocks = Callable[[np.random.Generator, Any, Labels], list[Block]]
 
 
-def image_tokens_of(model: Any, crops: Any, sizes: Any, train_tower: bool) -> list[torch.Tensor]:
-    """Films `[B, V, S, S]` uint8 of `[B, 2]` (height, width) → B times `[t, d]` image tokens.
+def see(model: Any, crops: Any) -> torch.Tensor:
+    """Grey crops `[B, V, S, S]` uint8 → the tower's features `[B, V, P, d]`."""
+    flat = pixels_of(crops.reshape(-1, *crops.shape[2:]))
+    return features_of(model.model.vision_tower, flat).unflatten(0, crops.shape[:2])
+
+
+def image_tokens_of(model: Any, features: torch.Tensor, sizes: Any) -> list[torch.Tensor]:
+    """Features `[B, V, P, d]` of films of `[B, 2]` (height, width) → B times `[t, d]` image tokens.
 
     Packing is the model's own.
     """
-    films, views = crops.shape[:2]
-    with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        hidden = features_of(model.model.vision_tower, pixels_of(crops.reshape(-1, *crops.shape[2:])))
-    projected = model.model.multi_modal_projector(hidden).unflatten(0, (films, views))
     packed, _ = model.model.pack_image_features(
-        list(projected),
+        list(model.model.multi_modal_projector(features)),
         torch.as_tensor(np.asarray(sizes)),
         image_newline=model.model.image_newline,
         vision_aspect_ratio=model.config.vision_aspect_ratio,
@@ -60,16 +66,30 @@ def hidden_states(model: Any, packed: Packed, images: list[torch.Tensor]) -> tup
     return states
 
 
-def logits_where_taught(
-    model: Any, packed: Packed, images: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[m, vocab]` at the m taught places, and those places' mask `[B, L]`."""
-    taught = packed.weights > 0
-    return model.lm_head(hidden_states(model, packed, images)[-1][taught]), taught
+def _blocks(
+    tokenizer: Any, rng: np.random.Generator, exchanges: list[Exchange], decisions: Sequence[Exchange] = ()
+) -> list[Block]:
+    """One conversation each, except that the last two of several share one of two turns."""
+    turns = [[one] for one in exchanges]
+    if len(turns) > 4:
+        order = rng.permutation(len(exchanges))
+        turns = [[exchanges[index]] for index in order[:-2]] + [[exchanges[index] for index in order[-2:]]]
+    blocks = [conversation(tokenizer, one, NAMES) for one in turns]
+    return blocks + [conversation(tokenizer, [one], NAMES, brief=True) for one in decisions]
+
+
+def talking_blocks(rng: np.random.Generator, tokenizer: Any, labels: Labels) -> list[Block]:
+    """What a phantom is asked in one pass of stages 3 and 4."""
+    brief = ask_about_findings(rng, labels, DECISIONS)
+    blocks = _blocks(tokenizer, rng, film_exchanges(rng, labels), brief)
+    return blocks + [conversation(tokenizer, one, NAMES) for one in film_conversations(rng, labels)]
 
 
 class LanguageLoss:
-    """Batches and losses of stages 3 and 4."""
+    """Batches and losses of a stage: `blocks` says what phantoms are asked in it.
+
+    `features` `[N, V, P, d]` are the phantoms' where the tower is left as it is.
+    """
 
     def __init__(
         self,
@@ -79,50 +99,56 @@ class LanguageLoss:
         geometry: Geometry,
         seed: int,
         stage: int,
+        blocks: FilmBlocks,
+        features: Any = None,
     ) -> None:
         self.films, self.real, self.tokenizer = films, real, tokenizer
         self.geometry, self.seed, self.stage = geometry, seed, stage
+        self.blocks, self.features = blocks, features
 
-    def _blocks(
-        self, rng: np.random.Generator, exchanges: list[Exchange], decisions: Sequence[Exchange] = ()
-    ) -> list[Block]:
-        """One conversation each, except that the last two of several share one of two turns."""
-        turns = [[one] for one in exchanges]
-        if len(turns) > 4:
-            order = rng.permutation(len(exchanges))
-            turns = [[exchanges[index]] for index in order[:-2]] + [
-                [exchanges[index] for index in order[-2:]]
-            ]
-        blocks = [conversation(self.tokenizer, one) for one in turns]
-        return blocks + [conversation(self.tokenizer, [one], brief=True) for one in decisions]
+    def _phantoms(self, model: Any, picked: Any) -> torch.Tensor:
+        if self.features is not None:
+            return torch.from_numpy(self.features[picked]).float()
+        return see(model, self.films.crops[picked])
 
-    def _film_blocks(self, rng: np.random.Generator, labels: Labels) -> list[Block]:
-        brief = ask_about_findings(rng, labels, DECISIONS)
-        blocks = self._blocks(rng, film_exchanges(rng, labels), brief)
-        return blocks + [conversation(self.tokenizer, one) for one in film_conversations(rng, labels)]
+    def _real(self, rng: np.random.Generator, model: Any) -> tuple[torch.Tensor, list[Block]]:
+        assert self.real is not None
+        film, name = self.real.pick(rng)
+        pixels, drawn = augment_film(rng, film.pixels, film.drawn)
+        with torch.set_grad_enabled(self.features is None and torch.is_grad_enabled()):
+            features = see(model, cut(pixels, self.geometry)[0][None, :, 0])
+        asked = real_exchanges(rng, Labels(film.present, drawn, localised=False), name)
+        return image_tokens_of(model, features, [pixels.shape])[0], _blocks(self.tokenizer, rng, asked)
 
-    def __call__(self, model: Any, step: int, phantoms: int, real: int, train_tower: bool) -> Losses:
+    def __call__(self, model: Any, aids: Aids, step: int, phantoms: int, real: int) -> Losses:
         rng = np.random.default_rng([self.seed, self.stage, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
-        images = image_tokens_of(model, self.films.crops[picked], self.films.sizes[picked], train_tower)
-        blocks = [self._film_blocks(rng, self.films.labels[index]) for index in picked]
+        sizes = self.films.sizes[picked]
+        images = image_tokens_of(model, self._phantoms(model, picked), sizes)
+        blocks = [self.blocks(rng, self.tokenizer, self.films.labels[index]) for index in picked]
         for _ in range(real if self.real else 0):
-            assert self.real is not None
-            film, name = self.real.pick(rng)
-            pixels, drawn = augment_film(rng, film.pixels, film.drawn)
-            crops = cut(pixels, self.geometry)[0][None, :, 0]
-            images += image_tokens_of(model, crops, [pixels.shape], train_tower)
-            blocks.append(
-                self._blocks(rng, real_exchanges(rng, Labels(film.present, drawn, localised=False), name))
-            )
+            image, asked = self._real(rng, model)
+            images.append(image)
+            blocks.append(asked)
         packed = pack(self.tokenizer, [len(image) for image in images], blocks)
-        logits, taught = logits_where_taught(model, packed, images)
-        weights = packed.weights[taught]
-        each = F.cross_entropy(logits, packed.targets[taught], reduction="none")
-        decisions = weights > 1
-        losses = {"loss": (each * weights).sum() / weights.sum(), "text": each[~decisions].mean()}
-        if bool(decisions.any()):
-            losses["yesno"] = each[decisions].mean()
-            right = logits[decisions].argmax(-1) == packed.targets[taught][decisions]
-            losses["right"] = right.float().mean()
-        return losses
+        states = hidden_states(model, packed, images)
+        targets = self.films.targets
+        patches = patches_of(model, torch.from_numpy(targets.areas[picked]), torch.from_numpy(sizes))
+        presence = torch.from_numpy(targets.presence[picked]).float()
+        helped = aiding_losses(model, aids, packed, states, patches, presence)
+        answered = _answering(model, packed, states[-1])
+        loss = answered.pop("loss") + AIDED * torch.stack(list(helped.values())).sum()
+        return {"loss": loss} | answered | helped
+
+
+def _answering(model: Any, packed: Packed, state: torch.Tensor) -> Losses:
+    """Weighted cross entropy of the taught tokens, and its parts."""
+    taught = packed.weights > 0
+    logits, targets, weights = model.lm_head(state[taught]), packed.targets[taught], packed.weights[taught]
+    each = F.cross_entropy(logits, targets, reduction="none")
+    decisions = weights > 1
+    losses = {"loss": (each * weights).sum() / weights.sum(), "text": each[~decisions].mean()}
+    if bool(decisions.any()):
+        losses["yesno"] = each[decisions].mean()
+        losses["right"] = (logits[decisions].argmax(-1) == targets[decisions]).float().mean()
+    return losses

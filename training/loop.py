@@ -58,12 +58,14 @@ class Stage:
         groups: Iterable[dict[str, Any]],
         steps: int,
         save_every: int,
+        decay_over: int = 0,
     ) -> None:
         self.name, self.out, self.modules = name, out, modules
         self.steps, self.save_every = steps, save_every
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         optimiser = torch.optim.AdamW(list(groups), betas=(0.9, 0.98), weight_decay=0.02)
-        schedule = get_cosine_schedule_with_warmup(optimiser, max(1, min(50, steps // 10)), max(1, steps))
+        warm = max(1, min(50, steps // 10))
+        schedule = get_cosine_schedule_with_warmup(optimiser, warm, max(1, decay_over or steps))
         self.optimiser = self.accelerator.prepare_optimizer(optimiser)
         self.schedule = schedule
         for key, module in modules.items():

@@ -6,7 +6,8 @@ is learned is what inference computes; the film's tokens are paid for once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ HEAD = f"{TURN_START}user\n"
 DECISION_WEIGHT = 5.0
 """How much more the Yes or No of an answer counts than its other tokens."""
 
+_BOX = re.compile(r"\[[\d., ]+\]")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -28,27 +31,49 @@ class Block:
     ids: list[int]
     weights: list[float]
     """Of each token as a target; 0 where nothing is learned."""
+    points: list[int]
+    """What each token, as a target, is about (an index among the names given); -1 for nothing."""
+    firsts: list[bool]
+    """Whether a token, as a target, is an answer's first."""
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text).ids)
 
 
-def conversation(tokenizer: Any, turns: Sequence[Exchange], *, brief: bool = False) -> Block:
+def conversation(
+    tokenizer: Any, turns: Sequence[Exchange], names: Mapping[str, int] | None = None, *, brief: bool = False
+) -> Block:
     """The chat template's text behind the image, answers weighted as targets.
 
     With `brief` an answer ends at its first token, the Yes or No: many decisions for few tokens.
+    Of `names`, what the question is about is noted at the answer's first token, and what a box is
+    the box of at the box's tokens.
     """
-    ids: list[int] = []
-    weights: list[float] = []
+    block = Block([], [], [], [])
     for index, turn in enumerate(turns):
         lead = "\n" if index == 0 else f"\n{TURN_START}user\n"
         asked = _ids(tokenizer, f"{lead}{turn.question}{TURN_END}\n{TURN_START}assistant\n")
-        answered = _ids(tokenizer, f"{turn.answer}{TURN_END}")[: 1 if brief else None]
-        ids += asked + answered
+        encoded = tokenizer.encode(f"{turn.answer}{TURN_END}")
+        answered = list(encoded.ids)[: 1 if brief else None]
+        points = _points(turn, encoded.offsets, names or {})[: len(answered)]
         decision = DECISION_WEIGHT if turn.task == "yesno" else 1.0
-        weights += [0.0] * len(asked) + [decision] + [1.0] * (len(answered) - 1)
-    return Block(ids, weights)
+        block.ids.extend(asked + answered)
+        block.weights.extend([0.0] * len(asked) + [decision] + [1.0] * (len(answered) - 1))
+        block.points.extend([-1] * len(asked) + points)
+        block.firsts.extend([False] * len(asked) + [True] + [False] * (len(answered) - 1))
+    return block
+
+
+def _points(turn: Exchange, offsets: Sequence[tuple[int, int]], names: Mapping[str, int]) -> list[int]:
+    """What each token of an answer is about; tokens span characters `offsets` of it."""
+    points = [-1] * len(offsets)
+    points[0] = names.get(turn.about, -1)
+    for place, box in zip(turn.places, _BOX.finditer(turn.answer), strict=True):
+        for token, (start, end) in enumerate(offsets):
+            if start < box.end() and end > box.start():
+                points[token] = names.get(place, -1)
+    return points
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,10 @@ class Packed:
     """`[B, L]`: the token that follows."""
     weights: torch.Tensor
     """`[B, L]` float32."""
+    points: torch.Tensor
+    """`[B, L]`: what the token that follows is about; -1 for nothing."""
+    firsts: torch.Tensor
+    """`[B, L]` bool: the token that follows is an answer's first."""
     head: int
     """Tokens before the image."""
 
@@ -79,6 +108,8 @@ def pack(tokenizer: Any, image_tokens: Sequence[int], blocks: Sequence[Sequence[
     films = len(prefixes)
     ids, positions, targets = (torch.zeros(films, length, dtype=torch.long) for _ in range(3))
     weights = torch.zeros(films, length)
+    points = torch.full((films, length), -1)
+    firsts = torch.zeros(films, length, dtype=torch.bool)
     group = torch.full((films, length), -1)
     for row, (prefix, own) in enumerate(zip(prefixes, blocks, strict=True)):
         ids[row, : len(head)] = torch.tensor(head)
@@ -92,10 +123,12 @@ def pack(tokenizer: Any, image_tokens: Sequence[int], blocks: Sequence[Sequence[
             group[row, at:end] = index + 1
             targets[row, at : end - 1] = ids[row, at + 1 : end]
             weights[row, at : end - 1] = torch.tensor(block.weights[1:])
+            points[row, at : end - 1] = torch.tensor(block.points[1:])
+            firsts[row, at : end - 1] = torch.tensor(block.firsts[1:])
             at = end
     order = torch.arange(length)
     same = group[:, :, None] == group[:, None, :]
     film = (group[:, None, :] == 0) & (group[:, :, None] >= 0)
     seen = (same | film) & (order[None, :, None] >= order[None, None, :])
     mask = torch.zeros(films, 1, length, length).masked_fill_(~seen[:, None], torch.finfo(torch.float32).min)
-    return Packed(ids, positions, mask, targets, weights, len(head))
+    return Packed(ids, positions, mask, targets, weights, points, firsts, len(head))

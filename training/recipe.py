@@ -38,11 +38,15 @@ class Stage:
     """Peak learning rate of what the stage teaches first."""
     tower_rate: float = 0.0
     """Peak learning rate of the tower in a stage about language."""
+    windows: int = 0
+    """Windows around small findings in each step of the stage about detail."""
+    decay_over: int = 0
+    """Steps after which the rate would reach zero; 0: those of the stage."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run: sizes, films, four stages."""
+    """A run: sizes, films, five stages."""
 
     name: str
     seed: int
@@ -50,6 +54,7 @@ class Recipe:
     model: Sizes
     films: FilmsPlan
     tower: Stage
+    detail: Stage
     decide: Stage
     language: Stage
     joint: Stage

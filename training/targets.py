@@ -20,14 +20,12 @@ PRESENCES = (
     *(name for name in FINDINGS if name not in SIDED),
 )
 """What the tower's presence head says, in order."""
-AREAS = (*PRESENCES, *REGIONS[:4])
-"""What the tower's dense head says of every patch, in order: findings, lungs, heart, mediastinum."""
 BOXES = (*PRESENCES, *REGIONS)
-"""Whose boxes the tower is asked for."""
+"""What the tower says of every patch, in order: whether it belongs to it, and where the whole of it lies."""
 PEAK = 200
 """A finding's target in its best patch is at least this, of 255, however small it is."""
 AREA_BOXES = len(PRESENCES) + 3
-"""The first so many of BOXES are asked only of the patches inside (AREAS in the same order)."""
+"""The boxes of the first so many of BOXES are asked only of the patches inside."""
 
 
 def presences_of(name: str) -> list[int]:
@@ -40,8 +38,8 @@ class Targets:
     """Arrays of one film, or of N with a leading axis."""
 
     areas: npt.NDArray[np.uint8]
-    """`[V, P, A]`: 255 times the share of each patch of each crop that each of AREAS covers; small
-    findings are raised to PEAK."""
+    """`[V, P, len(BOXES)]`: 255 times the share of each patch of each crop that each covers, regions
+    without a mask by their box; small findings are raised to PEAK."""
     presence: npt.NDArray[np.bool_]
     """`[len(PRESENCES)]`."""
     boxes: npt.NDArray[np.float32]
@@ -61,25 +59,32 @@ def film_targets(phantom: Phantom, geometry: Geometry) -> Targets:
     shape = phantom.pixels.shape
     layout = plan(shape[0], shape[1], geometry)
     views = 1 + layout.grid[0] * layout.grid[1]
-    areas = np.zeros((views, geometry.tokens_per_crop, len(AREAS)), np.uint8)
-    for index, name in enumerate(AREAS):
-        mask = phantom.masks.get(name)
-        if mask is not None:
-            shares = _by_patch(mask, geometry)
-            if index < len(PRESENCES) and 0 < shares.max() < PEAK:
-                # a few pixels are a small share of any patch, and must be seen all the same
-                shares = np.minimum(shares.astype(np.float32) * (PEAK / shares.max()), 255).astype(np.uint8)
-            areas[:, :, index] = shares
     named: dict[str, Box] = dict(phantom.regions)
     for one in phantom.findings:
         name = f"{one.side} {one.name}".strip()
         named[name] = _union(named[name], one.box) if name in named else one.box
+    areas = np.zeros((views, geometry.tokens_per_crop, len(BOXES)), np.uint8)
     boxes = np.full((len(BOXES), 4), np.nan, np.float32)
     for index, name in enumerate(BOXES):
         if name in named:
             boxes[index] = named[name]
+            mask = phantom.masks.get(name)
+            shares = _by_patch(_filled(named[name], shape) if mask is None else mask, geometry)
+            if index < len(PRESENCES) and 0 < shares.max() < PEAK:
+                # a few pixels are a small share of any patch, and must be seen all the same
+                shares = np.minimum(shares.astype(np.float32) * (PEAK / shares.max()), 255).astype(np.uint8)
+            areas[:, :, index] = shares
     presence = np.array([f"{name}" in named for name in PRESENCES])
     return Targets(areas, presence, boxes)
+
+
+def _filled(box: Box, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A box as a mask `[H, W]`."""
+    height, width = shape[:2]
+    mask = np.zeros((height, width), bool)
+    x1, y1, x2, y2 = box
+    mask[int(y1 * height) : math.ceil(y2 * height), int(x1 * width) : math.ceil(x2 * width)] = True
+    return mask
 
 
 def _union(one: Box, other: Box) -> Box:

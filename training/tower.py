@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,15 @@ from radvlm_edge.runtime.answers import LABELS
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import PhantomSet, RealSet, augment
 from radvlm_edge.training.loop import Losses
-from radvlm_edge.training.targets import AREA_BOXES, AREAS, BOXES, PRESENCES, presences_of
+from radvlm_edge.training.targets import AREA_BOXES, BOXES, PRESENCES, presences_of
 
-DENSE_WEIGHT = 12.0
-"""How much more a finding's patch counts than a patch without it."""
+LEAST_WEIGHT, MOST_WEIGHT = 4.0, 60.0
+"""Bounds of how much more a patch of something counts than a patch without it: the rarer, the more."""
 
 
 def pixels_of(crops: Any) -> torch.Tensor:
     """Grey crops `[n, S, S]` uint8 → the tower's input `[n, 3, S, S]`, mean and std 0.5."""
-    grey = torch.as_tensor(np.ascontiguousarray(crops)).to(torch.float32) / 255
+    grey = torch.from_numpy(np.array(crops)).to(torch.float32) / 255
     return ((grey - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
@@ -72,7 +73,7 @@ class Heads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.dense = nn.Linear(width, len(AREAS))
+        self.dense = nn.Linear(width, len(BOXES))
         self.patch_boxes = nn.Linear(width, 4 * len(BOXES))
         self.pooled = nn.Linear(width, len(PRESENCES))
         self.film = nn.Linear(2 * width, len(LABELS))
@@ -80,76 +81,101 @@ class Heads(nn.Module):
         self.shift = nn.Parameter(torch.zeros(len(PRESENCES)))
 
     def labels(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[n, P, d]` → RadVLM's 13 labels `[n, 13]`, which is all that is known of a real film."""
-        hidden = self.norm(hidden)
+        """`[B, V, P, d]` → RadVLM's 13 labels `[B, 13]`, which is all that is known of a real film."""
+        hidden = self.norm(hidden).flatten(1, 2)
         logits: torch.Tensor = self.film(torch.cat([hidden.mean(1), hidden.amax(1)], -1))
         return logits
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[n, P, d]` → dense `[n, P, A]`, boxes `[n, P, B, 4]`, presence twice `[n, len(PRESENCES)]`."""
+        """`[B, V, P, d]` → dense `[B, V, P, n]` and boxes `[B, V, P, n, 4]` for the n of BOXES, and
+        presence twice, `[B, len(PRESENCES)]`, pooled over all views of a film."""
         hidden = self.norm(hidden)
         dense = self.dense(hidden)
-        findings = dense[..., : len(PRESENCES)]
+        findings = dense[..., : len(PRESENCES)].flatten(1, 2)
         pooled = torch.logsumexp(findings, 1) - np.log(findings.shape[1])
         boxes = self.patch_boxes(hidden).unflatten(-1, (len(BOXES), 4)) * 0.25 + 0.5
-        return dense, boxes, pooled * self.sharpness + self.shift, self.pooled(hidden.mean(1))
+        mean = self.pooled(hidden.mean((1, 2)))
+        return dense, boxes, pooled * self.sharpness + self.shift, mean
 
 
 class TowerLoss:
-    """Batches and losses of stage 1."""
+    """Batches and losses of stage 1: films with all their views, each of which is also asked for boxes of
+    the whole film, so that a tile's features say where on the film it lies."""
 
     def __init__(self, films: PhantomSet, real: RealSet | None, geometry: Geometry, seed: int) -> None:
         self.films, self.real, self.geometry, self.seed = films, real, geometry, seed
+        self.balance = Balance.of(films.targets.areas[:2000])
 
     def __call__(self, tower: nn.Module, heads: Heads, step: int, phantoms: int, real: int) -> Losses:
         rng = np.random.default_rng([self.seed, 1, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
-        half = picked[: phantoms // 2]  # tiles teach detail, base views teach everything
-        tiles = rng.integers(1, self.films.crops.shape[1], size=len(half))
-        crops = [self.films.crops[picked, 0], self.films.crops[half, tiles]]
+        crops = self.films.crops[picked].reshape(-1, *self.films.crops.shape[2:])
         asked = [self.real.pick(rng) for _ in range(real)] if self.real else []
-        for film, _ in asked:
-            crops.append(cut(augment(rng, film.pixels), self.geometry)[0][:1, 0])
-        hidden = features_of(tower, pixels_of(np.concatenate(crops)))
-        dense, boxes, presence, pooled = heads(hidden)
-        areas = self.films.targets.areas
-        shares = np.concatenate([areas[picked, 0], areas[half, tiles]])
-        losses = {"dense": dense_loss(dense[: len(shares)], torch.from_numpy(shares))}
+        shown = [cut(augment(rng, film.pixels), self.geometry)[0][:, 0] for film, _ in asked]
+        hidden = features_of(tower, pixels_of(np.concatenate([crops, *shown])))
+        films = hidden[: len(crops)].unflatten(0, (phantoms, -1))
+        dense, boxes, presence, pooled = heads(films)
+        shares = torch.from_numpy(self.films.targets.areas[picked])
+        each = dense_loss(dense, shares, self.balance)
+        losses = {"dense": each[: len(PRESENCES)].mean(), "regions": each[len(PRESENCES) :].mean()}
         truth = torch.from_numpy(self.films.targets.presence[picked]).float()
         for name, logits in (("presence", presence), ("pooled", pooled)):
-            losses[name] = F.binary_cross_entropy_with_logits(logits[:phantoms], truth)
+            losses[name] = F.binary_cross_entropy_with_logits(logits, truth)
         wanted = torch.from_numpy(self.films.targets.boxes[picked])
-        losses["boxes"] = box_loss(boxes[:phantoms], wanted, torch.from_numpy(areas[picked, 0]))
+        losses["boxes"] = box_loss(boxes, wanted, shares)
         if asked:
-            said = heads.labels(hidden[len(shares) :])
-            losses["real"] = _real_loss(presence[len(shares) :], said, asked)
+            at, parts = len(crops), []
+            for views in shown:
+                parts.append(hidden[None, at : at + len(views)])
+                at += len(views)
+            said = torch.cat([heads.labels(one) for one in parts])
+            seen = torch.cat([heads(one)[2] for one in parts])
+            losses["real"] = _real_loss(seen, said, asked)
         losses["loss"] = (
-            3 * losses["dense"]
+            2 * losses["dense"]
+            + 0.5 * losses["regions"]
             + 3 * losses["presence"]
             + losses["pooled"]
             + 4 * losses["boxes"]
-            + 0.5 * losses.get("real", torch.zeros(()))
+            + 0.3 * losses.get("real", torch.zeros(()))
         )
         return losses
 
 
-def dense_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Cross entropy against the covered share of each patch; patches of findings count more."""
-    wanted = shares.float() / 255
-    weight = torch.ones(logits.shape[-1])
-    weight[: len(PRESENCES)] = DENSE_WEIGHT
-    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none", pos_weight=weight)
-    return losses.mean()
+@dataclass(frozen=True)
+class Balance:
+    """What makes the dense losses of common and rare things alike; one figure for each of BOXES."""
+
+    weight: torch.Tensor
+    """How much more a patch of it counts than one without."""
+    blind: torch.Tensor
+    """The loss of the best answer that does not look at the film."""
+
+    @classmethod
+    def of(cls, areas: Any) -> Balance:
+        """From shares `[N, V, P, len(BOXES)]` uint8."""
+        share = torch.from_numpy(areas.mean((0, 1, 2)) / 255).float().clamp(1e-5, 0.9)
+        weight = ((1 - share) / share).sqrt().clamp(LEAST_WEIGHT, MOST_WEIGHT)
+        said = weight * share / (weight * share + 1 - share)
+        return cls(weight, -(weight * share * said.log() + (1 - share) * (1 - said).log()))
+
+
+def dense_loss(logits: torch.Tensor, shares: torch.Tensor, balance: Balance) -> torch.Tensor:
+    """Cross entropy against the covered share of each patch, `[len(BOXES)]`; 1 is what blindness costs."""
+    losses = F.binary_cross_entropy_with_logits(
+        logits, shares.float() / 255, reduction="none", pos_weight=balance.weight
+    )
+    return losses.mean(tuple(range(losses.ndim - 1))) / balance.blind
 
 
 def box_loss(boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """L1 in fractions. Boxes of areas are asked of the patches inside, small regions' of every patch."""
-    inside = torch.ones(boxes.shape[:3])
+    inside = torch.ones(boxes.shape[:4])
     inside[..., :AREA_BOXES] = (shares[..., :AREA_BOXES] > 100).float()
     there = torch.isfinite(wanted).all(-1)
-    weight = inside * there[:, None]
-    apart = (boxes - torch.nan_to_num(wanted)[:, None]).abs().mean(-1)
-    per_box = (apart * weight).sum((0, 1)) / weight.sum((0, 1)).clamp(min=1)
+    weight = inside * there[:, None, None]
+    apart = (boxes - torch.nan_to_num(wanted)[:, None, None]).abs().mean(-1)
+    per_box = (apart * weight).sum((0, 1, 2)) / weight.sum((0, 1, 2)).clamp(min=1)
     return per_box.mean()
 
 

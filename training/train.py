@@ -19,14 +19,16 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from radvlm_edge.errors import OutputError
 from radvlm_edge.training.curriculum import film_conversations, film_exchanges, real_exchanges
-from radvlm_edge.training.decide import DecideLoss, Reader
+from radvlm_edge.training.decide import deciding_blocks
+from radvlm_edge.training.detail import DetailLoss
 from radvlm_edge.training.evaluate import evaluate
-from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, draw_phantoms, load_real
+from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, kept_phantoms, load_real
 from radvlm_edge.training.instructions import Labels
-from radvlm_edge.training.language import LanguageLoss
+from radvlm_edge.training.language import LanguageLoss, see, talking_blocks
 from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import build_model, save_checkpoint
 from radvlm_edge.training.nih_labels import PICK
+from radvlm_edge.training.pointing import Aids
 from radvlm_edge.training.recipe import Recipe, load_recipe
 from radvlm_edge.training.tokenizer import build_tokenizer
 from radvlm_edge.training.tower import Heads, TowerLoss, start_tower
@@ -56,7 +58,8 @@ def run(recipe_path: Path, out: Path, *, resume: bool) -> Path:
 
     geometry = recipe.model.geometry(recipe.vocab_size)
     click.echo(f"drawing {recipe.films.phantoms} phantoms", err=True)
-    films = draw_phantoms(recipe.seed, recipe.films.phantoms, recipe.films.short_px, geometry, recipe.threads)
+    plan = recipe.films
+    films = kept_phantoms(out, recipe.seed, plan.phantoms, plan.short_px, geometry, recipe.threads)
     tokenizer = learn_tokenizer(films, recipe)
     model = build_model(recipe.model, tokenizer, recipe.seed)
     _teach(model, tokenizer, films, real, recipe, out)
@@ -108,37 +111,65 @@ def _teach(
     heads = Heads(recipe.model.tower_width)
     seeing = TowerLoss(films, real, geometry, recipe.seed)
     decayed = [{"params": [*tower.parameters(), *heads.parameters()], "lr": plan.rate}]
-    stage = Stage("tower", out, {"tower": tower, "heads": heads}, decayed, plan.steps, recipe.save_every)
+    watched: dict[str, torch.nn.Module] = {"tower": tower, "heads": heads}
+    stage = Stage("tower", out, watched, decayed, plan.steps, recipe.save_every, plan.decay_over)
     stage.run(lambda step: seeing(tower, heads, step, plan.phantoms, plan.real))
+    close = recipe.detail
+    looking = DetailLoss(films, real, geometry, recipe.seed + 1)
+    closer = [{"params": [*tower.parameters(), *heads.parameters()], "lr": close.rate}]
+    stage = Stage("detail", out, watched, closer, close.steps, recipe.save_every, close.decay_over)
+    stage.run(lambda step: looking(tower, heads, step, close.phantoms, close.real, close.windows))
 
     watching = {id(one) for one in tower.parameters()}
     speaking = [one for one in model.parameters() if id(one) not in watching]
-    budget, reader = recipe.decide, Reader(recipe.model.hidden)
-    deciding = DecideLoss(films, real, tokenizer, geometry, recipe.seed)
-    taught = [{"params": [*speaking, *reader.parameters()], "lr": budget.rate}]
-    stage = Stage("decide", out, {"model": model, "reader": reader}, taught, budget.steps, recipe.save_every)
-    stage.run(lambda step: deciding(model, reader, step, budget.phantoms, budget.real))
-
-    for index, (name, budget) in enumerate((("language", recipe.language), ("joint", recipe.joint))):
-        answering = LanguageLoss(films, real, tokenizer, geometry, recipe.seed, 2 + index)
-        groups: list[dict[str, Any]] = [{"params": speaking, "lr": budget.rate}]
-        if budget.tower_rate:
+    aids = Aids(recipe.model.hidden)
+    features = kept_features(out / "features.npy", model, films)
+    for index, (name, budget, blocks) in enumerate(
+        (
+            ("decide", recipe.decide, deciding_blocks),
+            ("language", recipe.language, talking_blocks),
+            ("joint", recipe.joint, talking_blocks),
+        )
+    ):
+        moving = budget.tower_rate > 0
+        answering = LanguageLoss(
+            films, real, tokenizer, geometry, recipe.seed, 2 + index, blocks, None if moving else features
+        )
+        groups: list[dict[str, Any]] = [{"params": [*speaking, *aids.parameters()], "lr": budget.rate}]
+        if moving:
             groups.append({"params": list(tower.parameters()), "lr": budget.tower_rate})
-        _one_language_stage(name, model, answering, groups, budget, recipe, out)
+        _one_language_stage(name, model, aids, answering, groups, budget, recipe, out)
 
 
 def _one_language_stage(
     name: str,
     model: Any,
+    aids: Aids,
     answering: LanguageLoss,
     groups: list[dict[str, Any]],
     budget: Any,
     recipe: Recipe,
     out: Path,
 ) -> None:
-    stage = Stage(name, out, {"model": model}, groups, budget.steps, recipe.save_every)
-    train_tower = budget.tower_rate > 0
-    stage.run(lambda step: answering(model, step, budget.phantoms, budget.real, train_tower))
+    stage = Stage(name, out, {"model": model, "aids": aids}, groups, budget.steps, recipe.save_every)
+    stage.run(lambda step: answering(model, aids, step, budget.phantoms, budget.real))
+
+
+def kept_features(path: Path, model: Any, films: PhantomSet) -> Any:
+    """The frozen tower's features of all phantoms, `[N, V, P, d]` float16, computed once."""
+    if not path.exists():
+        count, views = films.crops.shape[:2]
+        vision = model.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        partial = path.with_name(path.name + ".partial")
+        shape = (count, views, patches, vision.hidden_size)
+        features = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        with torch.no_grad():
+            for at in range(0, count, 16):
+                features[at : at + 16] = see(model, films.crops[at : at + 16]).to(torch.float16).numpy()
+        features.flush()
+        partial.rename(path)
+    return np.load(path, mmap_mode="r")
 
 
 def _finish(
