@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from radvlm_edge.benchmarks.nano_answerers import CheckpointAnswerer
 from radvlm_edge.benchmarks.nano_hardness import ridge_head
-from radvlm_edge.benchmarks.nano_scores import Bools, Floats, auroc_interval
+from radvlm_edge.benchmarks.nano_scores import auroc_interval
 from radvlm_edge.errors import RadvlmError
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import RealFilm, load_real
 from radvlm_edge.training.nih_labels import PICK
+from radvlm_edge.training.scores import Bools, Floats
 
 LEAST_POSITIVES = 15
 """Labels with fewer positive films get no AUROC: the interval would span almost everything."""

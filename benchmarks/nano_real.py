@@ -17,10 +17,11 @@ from PIL import Image
 
 from radvlm_edge.benchmarks.nano_answerers import Answerer
 from radvlm_edge.benchmarks.nano_heads import auroc_table
-from radvlm_edge.benchmarks.nano_scores import Bools, Box, Floats, box_figures
+from radvlm_edge.benchmarks.nano_scores import box_figures
 from radvlm_edge.training.films import RealFilm, RealSet, load_real
 from radvlm_edge.training.nih_labels import PICK
 from radvlm_edge.training.phrasings import LOCATE, PLAIN, SPOKEN
+from radvlm_edge.training.scores import Bools, Box, Floats
 
 MOST_TOKENS = 60
 

@@ -20,10 +20,11 @@ from typing import Any
 
 from radvlm_edge.benchmarks.latency import machine
 from radvlm_edge.benchmarks.nano_answerers import Answerer, Looking, Pixels, open_answerer, without_detail
-from radvlm_edge.benchmarks.nano_scores import Box, Decision, box_figures, label_figures, yes_no_figures
+from radvlm_edge.benchmarks.nano_scores import Decision, box_figures, label_figures, yes_no_figures
 from radvlm_edge.benchmarks.nano_suite import FILMS, FROZEN, Item, phantoms
 from radvlm_edge.runtime.answers import parse_boxes, parse_labels
 from radvlm_edge.training.phantom_difficulty import FINDINGS
+from radvlm_edge.training.scores import Box
 
 MOST = {"region": 60, "finding": 160, "report": 260}
 """Longest answers in tokens."""

@@ -18,19 +18,16 @@ from radvlm_edge.benchmarks.nano_heads import (
     patient_folds,
 )
 from radvlm_edge.benchmarks.nano_scores import (
-    Box,
     Decision,
-    auroc,
     auroc_interval,
     average_precision,
-    balanced_accuracy,
     box_figures,
-    iou,
     label_figures,
     yes_no_figures,
 )
 from radvlm_edge.training.films import RealFilm
 from radvlm_edge.training.phantom_difficulty import FINDINGS
+from radvlm_edge.training.scores import Box, auroc, balanced_accuracy, iou
 
 corner = st.integers(0, 7)
 boxes = st.builds(

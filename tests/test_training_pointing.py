@@ -50,9 +50,7 @@ def test_the_head_that_is_taught_is_the_models_own_attention() -> None:
     asked = [locate_finding(rng, labels_of(phantom), "cardiomegaly"), absent]
     with torch.no_grad():
         images = image_tokens_of(model, see(model, cut(phantom.pixels, geometry)[0][None, :, 0]), [size])
-        packed = pack(
-            tokenizer, [len(images[0])], [[conversation(tokenizer, [one], NAMES) for one in asked]]
-        )
+        packed = pack(tokenizer, [len(images[0])], [[conversation(tokenizer, [one], NAMES) for one in asked]])
         patches = patches_of(model, torch.from_numpy(targets.areas[None]), torch.tensor([size]))
         patches[0][:, NAMES["edema"]] = False
         assert patches[0].shape == (len(images[0]), len(POINTED)) and patches[0].any()

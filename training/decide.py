@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from radvlm_edge.training.curriculum import balanced_atom
-from radvlm_edge.training.instructions import Exchange, Labels, locate_finding, locate_region, yes_no
+from radvlm_edge.training.instructions import Labels, locate_finding, locate_region, yes_no
 from radvlm_edge.training.packing import Block, conversation
 from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.pointing import NAMES
 
 PLAIN, SIDED, REGIONS, PLACES = 14, 6, 4, 2
-"""Yes/no questions about a phantom without and with a side, and questions for regions' and findings' boxes."""
+"""Questions about a phantom: yes or no without and with a side, boxes of regions and of findings."""
 
 
 def deciding_blocks(rng: np.random.Generator, tokenizer: Any, labels: Labels) -> list[Block]:
@@ -26,9 +26,8 @@ def deciding_blocks(rng: np.random.Generator, tokenizer: Any, labels: Labels) ->
     atoms += [balanced_atom(rng, labels, sided=1.0) for _ in range(SIDED)]
     blocks = [conversation(tokenizer, [yes_no(rng, labels, *atom)], NAMES, brief=True) for atom in atoms]
     regions = list(labels.regions or {})
-    asked: list[Exchange] = []
-    for index in rng.permutation(len(regions))[:REGIONS]:
-        asked.append(locate_region(rng, labels, regions[int(index)]))
+    few = rng.permutation(len(regions))[:REGIONS]
+    asked = [locate_region(rng, labels, regions[int(index)]) for index in few]
     here = sorted(labels.present) or list(FINDINGS)
     asked += [locate_finding(rng, labels, here[int(rng.integers(len(here)))]) for _ in range(PLACES)]
     return blocks + [conversation(tokenizer, [one], NAMES) for one in asked]

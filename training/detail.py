@@ -58,9 +58,7 @@ class DetailLoss:
         rows, columns = np.divmod(np.arange(self.window**2), self.window)
         return torch.from_numpy((corner[:, :1] + rows) * self.side + corner[:, 1:] + columns)
 
-    def __call__(
-        self, tower: Any, heads: Heads, step: int, phantoms: int, real: int, windows: int
-    ) -> Losses:
+    def __call__(self, tower: Any, heads: Heads, step: int, phantoms: int, real: int, windows: int) -> Losses:
         rng = np.random.default_rng([self.seed, 5, step])
         losses = self.whole(tower, heads, step, phantoms, real)
         film, view, patch = self._windows(rng, windows).T
@@ -78,7 +76,7 @@ class DetailLoss:
 def _places(areas: Any, index: int) -> npt.NDArray[np.int64]:
     """Rows of (film, view, patch) where the share of one of BOXES is at least SEEN."""
     found = [
-        np.argwhere(areas[at : at + 500, :, :, index] >= SEEN) + (at, 0, 0)
+        np.argwhere(areas[at : at + 500, :, :, index] >= SEEN) + np.array([at, 0, 0])
         for at in range(0, len(areas), 500)
     ]
     places: npt.NDArray[np.int64] = np.concatenate(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any
 
 import click
@@ -12,19 +11,20 @@ import torch
 from transformers import DynamicCache
 
 from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.answers import parse_boxes
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import RealSet, draw_phantoms
 from radvlm_edge.training.instructions import Labels
 from radvlm_edge.training.language import image_tokens_of, see
 from radvlm_edge.training.packing import HEAD
-from radvlm_edge.training.phantom import Box
 from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.phrasings import SPOKEN
+from radvlm_edge.training.scores import Box, auroc, balanced_accuracy, iou
 from radvlm_edge.training.tokenizer import TURN_END, TURN_START
 
 FIRST_HELD_OUT = 10_000_000
 """Seeds of phantoms drawn for evaluation; training seeds lie far below."""
-_BOX = re.compile(r"\[([\d.]+), ([\d.]+), ([\d.]+), ([\d.]+)\]")
+_UNIT = 10_000
 
 
 class Examinee:
@@ -65,24 +65,8 @@ class Examinee:
 
 
 def boxes_in(text: str) -> list[Box]:
-    """Boxes an answer states."""
-    found = []
-    for match in _BOX.finditer(text):
-        try:
-            x1, y1, x2, y2 = map(float, match.groups())
-        except ValueError:
-            continue
-        found.append((x1, y1, x2, y2))
-    return found
-
-
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    tall = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0.0, wide) * max(0.0, tall)
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return both / (areas - both) if areas > both else 0.0
+    """Boxes an answer states, as fractions to four digits."""
+    return [box.xyxy_fraction for box in parse_boxes(text, _UNIT, _UNIT)]
 
 
 def yes_no_figures(leanings: list[float], truths: list[bool]) -> dict[str, float]:
@@ -95,11 +79,8 @@ def yes_no_figures(leanings: list[float], truths: list[bool]) -> dict[str, float
         "yes_when_absent": int((said[~true] > 0).sum()),
     }
     if true.any() and not true.all():
-        above = said[true][:, None] - said[~true][None]
-        figures["balanced_accuracy"] = round(
-            float(((said[true] > 0).mean() + (said[~true] <= 0).mean()) / 2), 3
-        )
-        figures["auc"] = round(float(((above > 0) + 0.5 * (above == 0)).mean()), 3)
+        figures["balanced_accuracy"] = round(balanced_accuracy(true, (said > 0) == true) or 0.0, 3)
+        figures["auc"] = round(auroc(said, true), 3)
     return figures
 
 
