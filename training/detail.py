@@ -17,7 +17,7 @@ from radvlm_edge.geometry import Geometry
 from radvlm_edge.training.films import PhantomSet, RealSet
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.targets import PRESENCES
-from radvlm_edge.training.tower import Heads, TowerLoss, dense_loss, pixels_of
+from radvlm_edge.training.tower import Heads, TowerLoss, dense_loss, device_of, pixels_of
 
 SMALL = ("pneumothorax", "lung lesion", "atelectasis", "support devices", "fracture")
 WINDOW = 5
@@ -64,9 +64,10 @@ class DetailLoss:
         film, view, patch = self._windows(rng, windows).T
         tokens = self._tokens(rng, patch)
         rows = torch.arange(windows)[:, None]
-        embedded = tower.vision_model.embeddings(pixels_of(self.films.crops[film, view]))[rows, tokens]
+        pixels = pixels_of(self.films.crops[film, view]).to(device_of(tower))
+        embedded = tower.vision_model.embeddings(pixels)[rows, tokens]
         hidden = tower.vision_model.encoder(inputs_embeds=embedded).last_hidden_state
-        shares = torch.from_numpy(self.films.targets.areas[film, view])[rows, tokens]
+        shares = torch.from_numpy(self.films.targets.areas[film, view])[rows, tokens].to(hidden.device)
         each = dense_loss(heads.dense(heads.norm(hidden)), shares, self.whole.balance)
         losses["windows"] = each[: len(PRESENCES)].mean()
         losses["loss"] = losses["loss"] + losses["windows"]

@@ -105,7 +105,7 @@ def evaluate(
     real: RealSet | None,
 ) -> dict[str, Any]:
     """Figures for metrics.json: yes/no on all held-out films, boxes and classification on every fifth."""
-    model.eval()
+    model.cpu().eval()
     held_out = draw_phantoms(FIRST_HELD_OUT, phantoms, short_px, geometry)
     leanings: dict[str, list[float]] = {name: [] for name in FINDINGS}
     scores: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ from radvlm_edge.training.instructions import Exchange, Labels
 from radvlm_edge.training.loop import Losses
 from radvlm_edge.training.packing import Block, Packed, conversation, pack
 from radvlm_edge.training.pointing import NAMES, Aids, aiding_losses, patches_of
-from radvlm_edge.training.tower import features_of, pixels_of
+from radvlm_edge.training.tower import device_of, features_of, pixels_of
 
 DECISIONS = 14
 """Further yes/no questions about each phantom whose answers end at Yes or No: deciding is learned last."""
@@ -108,7 +108,7 @@ class LanguageLoss:
 
     def _phantoms(self, model: Any, picked: Any) -> torch.Tensor:
         if self.features is not None:
-            return torch.from_numpy(self.features[picked]).float()
+            return torch.from_numpy(self.features[picked]).float().to(device_of(model))
         return see(model, self.films.crops[picked])
 
     def _real(self, rng: np.random.Generator, model: Any) -> tuple[torch.Tensor, list[Block]]:
@@ -130,11 +130,13 @@ class LanguageLoss:
             image, asked = self._real(rng, model)
             images.append(image)
             blocks.append(asked)
-        packed = pack(self.tokenizer, [len(image) for image in images], blocks)
+        place = device_of(model)
+        packed = pack(self.tokenizer, [len(image) for image in images], blocks).to(place)
         states = hidden_states(model, packed, images)
         targets = self.films.targets
-        patches = patches_of(model, torch.from_numpy(targets.areas[picked]), torch.from_numpy(sizes))
-        presence = torch.from_numpy(targets.presence[picked]).float()
+        shares = torch.from_numpy(targets.areas[picked]).to(place)
+        patches = patches_of(model, shares, torch.from_numpy(sizes))
+        presence = torch.from_numpy(targets.presence[picked]).float().to(place)
         helped = aiding_losses(model, aids, packed, states, patches, presence)
         answered = _answering(model, packed, states[-1])
         loss = answered.pop("loss") + AIDED * torch.stack(list(helped.values())).sum()

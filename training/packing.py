@@ -6,6 +6,7 @@ is learned is what inference computes; the film's tokens are paid for once.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,15 @@ class Packed:
     """`[B, L]` bool: the token that follows is an answer's first."""
     head: int
     """Tokens before the image."""
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device)
+            for field in dataclasses.fields(self)
+            if field.name != "head"
+        }
+        return dataclasses.replace(self, **moved)
 
 
 def pack(tokenizer: Any, image_tokens: Sequence[int], blocks: Sequence[Sequence[Block]]) -> Packed:

@@ -27,8 +27,13 @@ def pixels_of(crops: Any) -> torch.Tensor:
     return ((grey - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
 def features_of(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """`hidden_states[-1]` `[n, P, d]`: the last layer before post_layernorm, as the projector sees it."""
+    pixels = pixels.to(device_of(tower))
     hidden: torch.Tensor = tower(pixels, output_hidden_states=True).hidden_states[-1]
     return hidden
 
@@ -115,13 +120,14 @@ class TowerLoss:
         hidden = features_of(tower, pixels_of(np.concatenate([crops, *shown])))
         films = hidden[: len(crops)].unflatten(0, (phantoms, -1))
         dense, boxes, presence, pooled = heads(films)
-        shares = torch.from_numpy(self.films.targets.areas[picked])
+        place = hidden.device
+        shares = torch.from_numpy(self.films.targets.areas[picked]).to(place)
         each = dense_loss(dense, shares, self.balance)
         losses = {"dense": each[: len(PRESENCES)].mean(), "regions": each[len(PRESENCES) :].mean()}
-        truth = torch.from_numpy(self.films.targets.presence[picked]).float()
+        truth = torch.from_numpy(self.films.targets.presence[picked]).float().to(place)
         for name, logits in (("presence", presence), ("pooled", pooled)):
             losses[name] = F.binary_cross_entropy_with_logits(logits, truth)
-        wanted = torch.from_numpy(self.films.targets.boxes[picked])
+        wanted = torch.from_numpy(self.films.targets.boxes[picked]).to(place)
         losses["boxes"] = box_loss(boxes, wanted, shares)
         if asked:
             at, parts = len(crops), []
@@ -137,7 +143,7 @@ class TowerLoss:
             + 3 * losses["presence"]
             + losses["pooled"]
             + 4 * losses["boxes"]
-            + 0.3 * losses.get("real", torch.zeros(()))
+            + 0.3 * losses.get("real", torch.zeros((), device=place))
         )
         return losses
 
@@ -163,14 +169,14 @@ class Balance:
 def dense_loss(logits: torch.Tensor, shares: torch.Tensor, balance: Balance) -> torch.Tensor:
     """Cross entropy against the covered share of each patch, `[len(BOXES)]`; 1 is what blindness costs."""
     losses = F.binary_cross_entropy_with_logits(
-        logits, shares.float() / 255, reduction="none", pos_weight=balance.weight
+        logits, shares.float() / 255, reduction="none", pos_weight=balance.weight.to(logits.device)
     )
-    return losses.mean(tuple(range(losses.ndim - 1))) / balance.blind
+    return losses.mean(tuple(range(losses.ndim - 1))) / balance.blind.to(logits.device)
 
 
 def box_loss(boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """L1 in fractions. Boxes of areas are asked of the patches inside, small regions' of every patch."""
-    inside = torch.ones(boxes.shape[:4])
+    inside = torch.ones(boxes.shape[:4], device=boxes.device)
     inside[..., :AREA_BOXES] = (shares[..., :AREA_BOXES] > 100).float()
     there = torch.isfinite(wanted).all(-1)
     weight = inside * there[:, None, None]
@@ -183,7 +189,7 @@ def _real_loss(presence: torch.Tensor, said: torch.Tensor, asked: list[Any]) -> 
     """One label a film; where phantoms have it too, their head learns from it, whatever the side."""
     losses = []
     for row, (film, name) in enumerate(asked):
-        truth = torch.tensor(float(name in film.present))
+        truth = torch.tensor(float(name in film.present), device=said.device)
         logits = [said[row, LABELS.index(name)]]
         if own := presences_of(name):
             logits.append(torch.logsumexp(presence[row, own], 0))

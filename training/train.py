@@ -166,7 +166,7 @@ def kept_features(path: Path, model: Any, films: PhantomSet) -> Any:
         features = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
         with torch.no_grad():
             for at in range(0, count, 16):
-                features[at : at + 16] = see(model, films.crops[at : at + 16]).to(torch.float16).numpy()
+                features[at : at + 16] = see(model, films.crops[at : at + 16]).to(torch.float16).cpu().numpy()
         features.flush()
         partial.rename(path)
     return np.load(path, mmap_mode="r")

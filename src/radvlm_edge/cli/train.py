@@ -16,7 +16,7 @@ from radvlm_edge.cli.options import need
 )
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a run stopped.")
 def train(recipe: Path, out: Path | None, resume: bool) -> None:
-    """Train a checkpoint as a recipe says, e.g. recipes/nano-first.yaml. Needs the extra `train`."""
+    """Train a checkpoint as a recipe says, e.g. recipes/nano.yaml. Needs the extra `train`."""
     need("train", "torch", "transformers", "accelerate", "yaml")
     from radvlm_edge.training.train import run
 
