@@ -134,7 +134,6 @@ def test_the_demonstration_answers_in_sentences_with_boxes_and_labels() -> None:
         assert study.task("report").text.endswith(".")
 
 
-@pytest.mark.xfail(reason="the first nano takes left for right: docs/nano-model-card.md", strict=True)
 def test_the_demonstration_tells_the_lungs_apart() -> None:
     with Reader.open(options=Options(threads=1)) as reader:
         study = reader.look(EXAMPLES / "chest.dcm")
