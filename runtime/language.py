@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from radvlm_edge.errors import QuestionError
-from radvlm_edge.runtime.llama import Llama
+from radvlm_edge.errors import BackendError, QuestionError
+from radvlm_edge.runtime.llama import Llama, build_identity
 from radvlm_edge.runtime.vision import available_cpus
 
 PREFIX, TAIL = 0, 1
@@ -50,6 +50,7 @@ class LanguageModel:
             repack=repack,
         )
         self.prefix_tokens = 0
+        self._head: list[int] = []
         self._tail: list[int] = []
 
     @property
@@ -66,27 +67,55 @@ class LanguageModel:
     def piece(self, token: int) -> bytes:
         return self._llama.piece(token)
 
+    def identity(self) -> dict[str, object]:
+        """Engine and settings a saved prefix is only valid for."""
+        return {**build_identity(), **self._llama.settings}
+
     def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
-        """Prefill a new prefix from token ids and embeddings `[t, d]`; return its length in tokens."""
-        self.clear()
+        """Prefill a new prefix from token ids and embeddings `[t, d]`; return how many were really run.
+
+        Ids the prefix begins with (the prompt's static head) are kept if the last prefix began with
+        the same: one pass over the weights less, bitwise the same, since they are a batch of their own.
+        """
+        head = items[0] if items and isinstance(items[0], list) else []
+        if head and head == self._head:
+            self._llama.forget(TAIL)
+            self._llama.forget(PREFIX, len(head))
+            self.prefix_tokens, self._tail = len(head), []
+            items = items[1:]
+        else:
+            self.clear()
+        kept = self.prefix_tokens
         for item in items:
             if len(item):
                 self._llama.decode(item, self.prefix_tokens, PREFIX)
                 self.prefix_tokens += len(item)
-        return self.prefix_tokens
+        self._head = head
+        return self.prefix_tokens - kept
 
     def clear(self) -> None:
         self._llama.forget(TAIL)
         self._llama.forget(PREFIX)
-        self.prefix_tokens, self._tail = 0, []
+        self.prefix_tokens, self._head, self._tail = 0, [], []
+
+    def prefix_bytes(self) -> int:
+        """Size of what `save_prefix` would return."""
+        return self._llama.state_bytes(PREFIX)
 
     def save_prefix(self) -> bytes:
         return self._llama.save(PREFIX)
 
-    def restore_prefix(self, state: bytes, tokens: int) -> None:
-        """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it."""
+    def restore_prefix(self, state: bytes | bytearray | memoryview, tokens: int) -> None:
+        """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it.
+
+        Raises BackendError, and holds no prefix then, for a state llama.cpp refuses or of another length.
+        """
         self.clear()
         self._llama.restore(PREFIX, state)
+        if self._llama.length(PREFIX) != tokens:
+            held = self._llama.length(PREFIX)
+            self.clear()
+            raise BackendError(f"a saved K/V state holds {held} tokens instead of {tokens}; look again")
         self.prefix_tokens = tokens
 
     def prefill(self, tail: list[int], *, reuse: bool = False) -> int:

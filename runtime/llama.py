@@ -6,6 +6,7 @@ Everything ctypes stays in this file, so that another build or engine replaces i
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,31 @@ def quiet() -> None:
     """Keep llama.cpp from writing to stderr, and ready its backends."""
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+ENDS_BYTES = 4 << 20
+"""Of a library larger than twice this (CUDA kernels), only both ends and the size are hashed."""
+
+
+def build_identity() -> dict[str, object]:
+    """What K/V states depend on besides model and input: the libraries this process loaded, by content,
+    the instructions they use on this CPU, and the version of the states' format.
+    """
+    fields = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text("utf-8").splitlines())
+    mapped = {Path(field[5]) for field in fields if len(field) == 6}
+    sha = hashlib.sha256()
+    for path in sorted(path for path in mapped if path.name.startswith(("libllama.", "libggml"))):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            sha.update(f"{path.name} {size} ".encode() + file.read(ENDS_BYTES))
+            file.seek(max(size - ENDS_BYTES, ENDS_BYTES))
+            sha.update(file.read())
+    return {
+        "libraries": sha.hexdigest(),
+        "version": llama_cpp.__version__,
+        "system": llama_cpp.llama_print_system_info().decode(),
+        "state": llama_cpp.LLAMA_STATE_SEQ_VERSION,
+    }
 
 
 class Llama:
@@ -64,6 +90,14 @@ class Llama:
         if not llama_cpp.llama_supports_gpu_offload():
             # On CPUs llama.cpp's flash attention sums in f16: logits move by 1 to 2 % of their deviation.
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.settings: dict[str, int] = {
+            "type_k": params.type_k,
+            "type_v": params.type_v,
+            "ubatch": params.n_ubatch,
+            "repack": int(repack),
+            "gpu_layers": gpu_layers,
+        }
+        """What K and V depend on, as given to llama.cpp."""
         self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -148,15 +182,24 @@ class Llama:
         """Drop a sequence from position `start` on (-1: all of it)."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
+    def length(self, sequence: int) -> int:
+        """Positions a sequence holds."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    def state_bytes(self, sequence: int) -> int:
+        """Size of what `save` would return."""
+        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
+
     def save(self, sequence: int) -> bytes:
         """K and V of a sequence as llama.cpp serialises them."""
-        size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
+        size = self.state_bytes(sequence)
         buffer = (ctypes.c_uint8 * size)()
         written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
         return ctypes.string_at(buffer, written)
 
-    def restore(self, sequence: int, state: bytes) -> None:
+    def restore(self, sequence: int, state: bytes | bytearray | memoryview) -> None:
         """Put a saved sequence back; bitwise what it was."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not llama_cpp.llama_state_seq_set_data(self._context, buffer, len(state), sequence):
+        source = np.frombuffer(state, np.uint8)  # no copy
+        pointer = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not llama_cpp.llama_state_seq_set_data(self._context, pointer, len(source), sequence):
             raise BackendError("llama.cpp refused a saved K/V state; look at the film again")

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.bundle import Bundle, demo_bundle
-from radvlm_edge.errors import QuestionError
+from radvlm_edge.errors import QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
+from radvlm_edge.runtime.recall import Recall
+from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
 
 DEFAULT_MAX_TOKENS = 512
@@ -49,6 +53,17 @@ class Options:
     """Frame of a multi-frame file, from 0."""
     force: bool = False
     """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
+    study_memory: int = 2 << 30
+    """Bytes of K/V kept in memory for studies that lost the context to another; the least recently used
+    beyond it are prefilled again when asked."""
+    study_cache: Path | None = None
+    """Folder where K/V of films outlive the process; `None`: nowhere. It is patient data."""
+    study_cache_limit: int = 8 << 30
+    """Bytes that folder may hold."""
+    study_cache_days: float = 7.0
+    """A film kept there longer ago is looked at again."""
+    study_cache_key: Path | None = None
+    """File with its AES-256-GCM key; `None`: the key in `RADVLM_EDGE_STUDY_KEY`, else it is in the clear."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,10 @@ class Looked:
 
     decode_film_ms: float
     crops_ms: float
-    vision_ms: float
-    prefill_ms: float
+    vision_ms: float = 0.0
+    prefill_ms: float = 0.0
+    cache_ms: float = 0.0
+    """Looking the film up in the study cache, and writing it there."""
 
 
 class Answer:
@@ -165,15 +182,29 @@ class Study:
     film: Film
     layout: crops.Layout
     looked: Looked
-    image: npt.NDArray[np.float32]
-    """Image tokens `[t, d]`."""
-    uncharged_tokens: int
-    uncharged_ms: float
-    state: bytes | None = None
-    """K/V of the prefix while another study holds the context."""
-    prefix_tokens: int = 0
+    prefix_tokens: int
+    """Tokens up to the end of the image, which all questions share."""
+    encoded: npt.NDArray[np.float32] | None = None
+    """Image tokens, once the tower has run."""
+    uncharged_tokens: int = 0
+    """Prefilled tokens no answer has counted yet."""
+    uncharged_ms: float = 0.0
+    key: str | None = None
+    """Identity in the study cache."""
+    cache: str = "off"
+    """`hit`: the film's K/V came from disk, neither tower nor prefill ran; `miss`; `off`: no study cache."""
+    notes: list[str] = field(default_factory=list)
+    """Trouble with the study cache, one line each; answers are right all the same."""
     turns: list[prompts.Turn] = field(default_factory=list)
     """Answered turns of the running conversation."""
+
+    @property
+    def image(self) -> npt.NDArray[np.float32]:
+        """Image tokens `[t, d]`; runs the vision tower if a cached study spared it so far."""
+        if self.encoded is None:
+            views, layout = crops.cut(self.film.pixels, self.reader.bundle.manifest.geometry)
+            self.encoded = self.reader._encode(views, layout)
+        return self.encoded
 
     def ask(self, question: str, *, max_tokens: int | None = None) -> Answer:
         """Ask about the film alone: the answer depends on nothing asked before.
@@ -208,7 +239,13 @@ class Reader:
     """A loaded bundle. Not thread-safe: one answer is written at a time."""
 
     def __init__(
-        self, bundle: Bundle, tower: VisionTower, language: LanguageModel, options: Options, load_ms: float
+        self,
+        bundle: Bundle,
+        tower: VisionTower,
+        language: LanguageModel,
+        options: Options,
+        load_ms: float,
+        store: StudyStore | None = None,
     ) -> None:
         self.bundle = bundle
         self.tower = tower
@@ -219,8 +256,15 @@ class Reader:
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
-        self._current: Study | None = None
         self._writing: Answer | None = None
+        head, _ = prompts.render([prompts.Turn("?")], bundle.manifest.prompting)
+        self._recall = Recall(
+            language,
+            language.tokenize(head),
+            memory_bytes=options.study_memory,
+            store=store,
+            facts=self._facts(),
+        )
 
     @classmethod
     def open(
@@ -234,10 +278,22 @@ class Reader:
 
         Files found as sealed before that look unchanged are not hashed again (`Bundle.check`).
         Raises BundleError for a bundle that is not what was sealed or whose answers were measured beyond
-        its limits, BackendError if an engine cannot load an artefact.
+        its limits, BackendError if an engine cannot load an artefact, StudyCacheError for a study cache
+        that cannot be used.
         """
         began = time.perf_counter()
         options = options or Options()
+        store = open_store(
+            options.study_cache,
+            limit_bytes=options.study_cache_limit,
+            days=options.study_cache_days,
+            key_file=options.study_cache_key,
+        )
+        if store is not None and not verify:
+            raise StudyCacheError(
+                f"{options.study_cache}: studies are kept under their bundle's digests, which were not "
+                "checked; open the bundle with verify=True"
+            )
         bundle = Bundle.open(folder or demo_bundle())
         vision = bundle.path(bundle.artefact("vision", options.vision))
         language = bundle.path(bundle.artefact("language", options.language))
@@ -248,7 +304,7 @@ class Reader:
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         tower = open_tower(vision, options.threads)
         model = LanguageModel(language, context=context, threads=options.threads)
-        reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3)
+        reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
         reader.fidelity = fidelity
         return reader
 
@@ -265,7 +321,8 @@ class Reader:
     def look(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Study:
         """Read a film (path, content, file, or `Film`), encode it and prefill its image tokens, once.
 
-        Raises FilmError for a film that cannot be read.
+        With a study cache, neither is done for a film kept there. Raises FilmError for a film that cannot
+        be read, StudyCacheError for one kept there under another key.
         """
         self._settle()
         marks = [time.perf_counter()]
@@ -277,23 +334,41 @@ class Reader:
         film = source if isinstance(source, Film) else self._load(source)
         decode_ms = lap()
         views, layout = crops.cut(film.pixels, self.bundle.manifest.geometry)
-        crops_ms = lap()
-        image = anyres.pack(self.tower.encode(views), layout, self._newline)
-        vision_ms = lap()
-        self._park()
-        head, _ = prompts.render([prompts.Turn("?")], self.bundle.manifest.prompting)
-        ids = self._language.tokenize(head)
-        if len(ids) + len(image) + self.options.max_tokens > self._language.context:
+        looked = Looked(decode_ms, lap())
+        prefix = len(self._recall.head) + layout.image_tokens
+        if prefix + self.options.max_tokens > self._language.context:
             raise QuestionError(
-                f"the film's {len(image)} image tokens and {self.options.max_tokens} for an answer do not "
-                f"fit the context of {self._language.context} tokens; raise the context or lower --max-tokens"
+                f"the film's {layout.image_tokens} image tokens and {self.options.max_tokens} for an answer "
+                f"do not fit the context of {self._language.context} tokens; raise the context or lower "
+                "--max-tokens"
             )
-        prefix = self._language.start([ids, image])
-        prefill_ms = lap()
-        looked = Looked(decode_ms, crops_ms, vision_ms, prefill_ms)
-        study = Study(self, film, layout, looked, image, prefix, prefill_ms, prefix_tokens=prefix)
-        self._current = study
+        study = Study(self, film, layout, looked, prefix)
+        found = self._recall.find(study, views)
+        cache_ms = lap()
+        if not found:
+            study.encoded = self._encode(views, layout)
+            looked.vision_ms = lap()
+            looked.prefill_ms = self._recall.prefill(study)
+            lap()
+            self._recall.keep(study)
+            cache_ms += lap()
+        if study.cache != "off":
+            looked.cache_ms = cache_ms
         return study
+
+    def _encode(self, views: npt.NDArray[np.uint8], layout: crops.Layout) -> npt.NDArray[np.float32]:
+        """Image tokens `[t, d]` of crops `[n, 3, S, S]`."""
+        return anyres.pack(self.tower.encode(views), layout, self._newline)
+
+    def _facts(self) -> dict[str, object]:
+        """What a film's K/V depends on besides the film and the engines."""
+        return {
+            "bundle": self.bundle.sha256,
+            "vision": self.vision_artefact.sha256,
+            "vision backend": self.tower.backend,
+            "language": self.language_artefact.sha256,
+            "newline": hashlib.sha256(self._newline.tobytes()).hexdigest(),
+        }
 
     def _load(self, source: str | os.PathLike[str] | bytes | BinaryIO) -> Film:
         return load_film(
@@ -309,20 +384,6 @@ class Reader:
             self._writing.finish()
             self._writing = None
 
-    def _park(self) -> None:
-        """Keep the current study's K/V aside before another takes the context."""
-        if self._current is not None and self._current.state is None:
-            self._current.state = self._language.save_prefix()
-        self._current = None
-
-    def _resume(self, study: Study) -> None:
-        if self._current is study:
-            return
-        self._park()
-        assert study.state is not None
-        self._language.restore_prefix(study.state, study.prefix_tokens)
-        self._current = study
-
     def _answer(
         self, study: Study, turns: list[prompts.Turn], question: str, max_tokens: int | None
     ) -> Answer:
@@ -332,7 +393,7 @@ class Reader:
         if limit < 1:
             raise QuestionError(f"--max-tokens is {limit}; at least 1 is needed")
         self._settle()
-        self._resume(study)
+        self._recall.resume(study)
         _, tail = prompts.render([*turns, prompts.Turn(question)], prompting)
         ids = self._language.tokenize(tail)
         self._language.check_room(len(ids), limit)

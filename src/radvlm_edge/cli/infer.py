@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from radvlm_edge.cli.options import film_options, notice, open_reader, reader_options
+from radvlm_edge.cli.options import (
+    film_options,
+    notice,
+    open_reader,
+    reader_options,
+    say_notes,
+    study_options,
+)
 from radvlm_edge.errors import QuestionError, RadvlmError
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 )
 @reader_options
 @film_options
+@study_options
 @click.option(
     "--overlay",
     type=click.Path(path_type=Path),
@@ -99,8 +107,7 @@ def _one_film(
 ) -> dict[str, Any]:
     began = time.perf_counter()
     study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
-    for warning in study.film.warnings:
-        click.echo(f"radvlm-edge: {film}: {warning}", err=True)
+    say_notes(film, study)
     answers = []
     for question in questions:
         answer = study.ask(question)
@@ -147,6 +154,7 @@ def _record(
             "demonstration": manifest.demonstration,
         },
         "render": study.film.render,
+        "cache": study.cache,
         "answers": [_answer_record(answer) for answer in answers],
         "image": {
             "height": study.layout.height,
@@ -159,6 +167,7 @@ def _record(
             "decode_film": round(looked.decode_film_ms, 2),
             "crops": round(looked.crops_ms, 2),
             "vision": round(looked.vision_ms, 2),
+            "cache": round(looked.cache_ms, 2),
             "prefill": round(sum(answer.timing.prefill_ms for answer in answers), 2),
             "decode": round(sum(answer.timing.decode_ms for answer in answers), 2),
             "total": round(total_ms, 2),
