@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
-from radvlm_edge.runtime.llama import Llama, build_identity
+from radvlm_edge.runtime.llama import PREFIX, TAIL, Llama, build_identity
+from radvlm_edge.runtime.many import Together, Written
 from radvlm_edge.runtime.vision import available_cpus
-
-PREFIX, TAIL = 0, 1
-"""llama.cpp sequences: what all questions share, and the question in hand."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ class LanguageModel:
             path,
             context=context,
             threads=threads or available_cpus(),
-            sequences=2,
             gpu_layers=gpu_layers,
             repack=repack,
         )
@@ -163,6 +160,19 @@ class LanguageModel:
             began = time.perf_counter()
             self._llama.decode([token], self.prefix_tokens + len(self._tail), TAIL)
             self._tail.append(token)
+
+    def write_together(
+        self, tails: Sequence[list[int]], *, stop_ids: Sequence[int], max_tokens: int
+    ) -> list[Written]:
+        """Greedy answers to several tails behind the prefix, decoded as one batch (many.py).
+
+        Each must fit the context alone (`check_room`).
+        """
+        self._tail = []
+        together = Together(
+            self._llama, tails, prefix_tokens=self.prefix_tokens, stop_ids=stop_ids, max_tokens=max_tokens
+        )
+        return together.run()
 
     def check_room(self, tail_tokens: int, max_tokens: int) -> None:
         """Raise QuestionError unless prefix, tail and answer fit the context."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -28,6 +29,9 @@ def quiet() -> None:
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
+
+PREFIX, TAIL, FIRST_BRANCH, BRANCHES = 0, 1, 2, 16
+"""Sequences of a context: what all questions share, the question in hand, and questions asked together."""
 
 ENDS_BYTES = 4 << 20
 """Of a library larger than twice this (CUDA kernels), only both ends and the size are hashed."""
@@ -54,6 +58,16 @@ def build_identity() -> dict[str, object]:
     }
 
 
+class Row(NamedTuple):
+    """One token of a batch that several sequences share."""
+
+    token: int
+    position: int
+    sequence: int
+    logits: bool
+    """Whether logits are wanted after it."""
+
+
 class Llama:
     """A model and one context: sequences of positions whose K and V are kept.
 
@@ -66,7 +80,6 @@ class Llama:
         *,
         context: int,
         threads: int,
-        sequences: int,
         gpu_layers: int,
         repack: bool = True,
     ) -> None:
@@ -83,7 +96,7 @@ class Llama:
         self.embed_dim: int = llama_cpp.llama_model_n_embd(self._model)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = context, sequences, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = context, FIRST_BRANCH + BRANCHES, True
         params.n_batch = params.n_ubatch = self.batch = min(512, context)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
@@ -159,18 +172,42 @@ class Llama:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = sequence
                 batch.logits[i] = want_logits and i == count - 1
-            status = llama_cpp.llama_decode(self._context, batch)
+            self._run(batch, start)
         finally:
             llama_cpp.llama_batch_free(batch)
+
+    def run(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+        """Run tokens of several sequences together; logits `[n, vocab]` of the rows that want them, in order.
+
+        Tokens of a sequence must follow each other in ascending positions.
+        """
+        found = []
+        for offset in range(0, len(rows), self.batch):
+            part = rows[offset : offset + self.batch]
+            batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+            try:
+                batch.n_tokens = len(part)
+                for i, row in enumerate(part):
+                    batch.token[i], batch.pos[i] = row.token, row.position
+                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, row.sequence
+                    batch.logits[i] = row.logits
+                self._run(batch, part[0].position)
+            finally:
+                llama_cpp.llama_batch_free(batch)
+            found += [self.logits(i) for i, row in enumerate(part) if row.logits]
+        return np.stack(found)
+
+    def _run(self, batch: Any, start: int) -> None:
+        status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise BackendError(
-                f"llama.cpp could not run {count} tokens at position {start} (status {status}); "
+                f"llama.cpp could not run {batch.n_tokens} tokens at position {start} (status {status}); "
                 f"its context holds {self.context}"
             )
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Logits `[vocab]` after the last decoded token (a copy)."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+    def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
+        """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
 
     def fork(self, source: int, target: int) -> None:

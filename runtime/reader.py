@@ -22,6 +22,7 @@ from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
+from radvlm_edge.runtime.many import Written
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
@@ -121,6 +122,16 @@ class Answer:
             pass
         return self
 
+    @classmethod
+    def _of(cls, study: Study, question: str, text: str, written: Written) -> Answer:
+        """An answer already written."""
+        answer = cls(study, question, lambda: iter(()))
+        answer._pieces, answer._stop = [text], written.stop
+        answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
+        first_ms = written.prefill_ms + written.first_ms
+        answer._timing = Timing(written.prefill_ms, first_ms, written.decode_ms)
+        return answer
+
     @property
     def text(self) -> str:
         self.finish()
@@ -212,6 +223,16 @@ class Study:
         Raises QuestionError for an empty question, or one that does not fit the context.
         """
         return self.reader._answer(self, [], question, max_tokens)
+
+    def ask_many(self, questions: Sequence[str], *, max_tokens: int | None = None) -> list[Answer]:
+        """Ask several questions about the film alone, decoded together; answers in the questions' order.
+
+        Much faster than one by one: each step reads the weights once for up to `BRANCHES` questions, and
+        what all of them begin with is prefilled once. The same greedy answers, but for ties within the
+        engine's rounding. Times of a batch are shared equally. Raises QuestionError, before anything is
+        run, for a question that cannot be asked.
+        """
+        return self.reader._answer_many(self, questions, max_tokens)
 
     def task(self, task: str, *, max_tokens: int | None = None) -> Answer:
         """Ask one of RadVLM's tasks: `report`, `classify`, `detect`, `locate=PHRASE`, `phrase=SENTENCE`."""
@@ -387,16 +408,11 @@ class Reader:
     def _answer(
         self, study: Study, turns: list[prompts.Turn], question: str, max_tokens: int | None
     ) -> Answer:
-        prompting = self.bundle.manifest.prompting
-        question = prompts.check_question(question, prompting)
-        limit = self.options.max_tokens if max_tokens is None else max_tokens
-        if limit < 1:
-            raise QuestionError(f"--max-tokens is {limit}; at least 1 is needed")
+        question = prompts.check_question(question, self.bundle.manifest.prompting)
+        limit = self._limit(max_tokens)
         self._settle()
         self._recall.resume(study)
-        _, tail = prompts.render([*turns, prompts.Turn(question)], prompting)
-        ids = self._language.tokenize(tail)
-        self._language.check_room(len(ids), limit)
+        ids = self._tail(turns, question, limit)
         continuing = turns is study.turns
 
         def write() -> Iterator[str]:
@@ -407,6 +423,35 @@ class Reader:
         answer = Answer(study, question, write)
         self._writing = answer
         return answer
+
+    def _answer_many(self, study: Study, questions: Sequence[str], max_tokens: int | None) -> list[Answer]:
+        prompting = self.bundle.manifest.prompting
+        questions = [prompts.check_question(question, prompting) for question in questions]
+        if len(questions) < 2:
+            return [self._answer(study, [], question, max_tokens).finish() for question in questions]
+        limit = self._limit(max_tokens)
+        self._settle()
+        self._recall.resume(study)
+        tails = [self._tail([], question, limit) for question in questions]
+        written = self._language.write_together(tails, stop_ids=prompting.stop_ids, max_tokens=limit)
+        written[0].prefilled += study.uncharged_tokens
+        written[0].prefill_ms += study.uncharged_ms
+        study.uncharged_tokens, study.uncharged_ms = 0, 0.0
+        texts = [b"".join(map(self._language.piece, one.ids)).decode("utf-8", "replace") for one in written]
+        return [Answer._of(study, *one) for one in zip(questions, texts, written, strict=True)]
+
+    def _limit(self, max_tokens: int | None) -> int:
+        limit = self.options.max_tokens if max_tokens is None else max_tokens
+        if limit < 1:
+            raise QuestionError(f"--max-tokens is {limit}; at least 1 is needed")
+        return limit
+
+    def _tail(self, turns: list[prompts.Turn], question: str, limit: int) -> list[int]:
+        """Token ids behind the image. Raises QuestionError if they and the answer do not fit the context."""
+        _, tail = prompts.render([*turns, prompts.Turn(question)], self.bundle.manifest.prompting)
+        ids = self._language.tokenize(tail)
+        self._language.check_room(len(ids), limit)
+        return ids
 
     def _write(
         self, answer: Answer, study: Study, ids: list[int], limit: int, *, reuse: bool

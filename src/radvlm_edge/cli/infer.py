@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     "tasks",
     multiple=True,
     metavar="TASK",
-    help="report, classify, detect, locate=PHRASE or phrase=SENTENCE, in RadVLM's own wording.",
+    help="report, classify, detect, locate=PHRASE or phrase=SENTENCE, in RadVLM's own wording; "
+    "checklist asks for each of its findings.",
 )
 @reader_options
 @film_options
@@ -56,8 +57,8 @@ def infer(
 ) -> None:
     """Ask questions about films (DICOM, PNG, JPEG, TIFF; `-` reads one from stdin).
 
-    The answers alone go to stdout. A film that cannot be read does not stop the others; the exit
-    code is then 1.
+    The answers alone go to stdout; several questions are answered together, in their order. A film that
+    cannot be read does not stop the others; the exit code is then 1.
 
     \b
       radvlm-edge infer xray.dcm --ask "any effusion?"
@@ -67,7 +68,7 @@ def infer(
 
     if not asks and not tasks:
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
-    questions = [*asks, *(prompts.task_question(task) for task in tasks)]
+    questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
     with open_reader(bundle, **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
@@ -108,14 +109,13 @@ def _one_film(
     began = time.perf_counter()
     study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
     say_notes(film, study)
-    answers = []
-    for question in questions:
-        answer = study.ask(question)
+    answers = [study.ask(questions[0])] if len(questions) == 1 else study.ask_many(questions)
+    for answer in answers:
         if not as_json:
             if films > 1 or len(questions) > 1:
-                click.echo(f"{film}: {question}", err=True)
+                click.echo(f"{film}: {answer.question}", err=True)
             _stream(answer)
-        answers.append(answer.finish())
+        answer.finish()
     wall_ms = (time.perf_counter() - began) * 1e3
     if overlay is not None:
         from radvlm_edge.runtime.overlay import write_overlay
