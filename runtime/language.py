@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
+from radvlm_edge.runtime.choices import score
 from radvlm_edge.runtime.llama import PREFIX, TAIL, Llama, build_identity
 from radvlm_edge.runtime.many import Together, Written
 from radvlm_edge.runtime.vision import available_cpus
@@ -173,6 +174,12 @@ class LanguageModel:
             self._llama, tails, prefix_tokens=self.prefix_tokens, stop_ids=stop_ids, max_tokens=max_tokens
         )
         return together.run()
+
+    def score(self, tail: list[int], choices: Sequence[list[int]]) -> tuple[list[float], int]:
+        """Log probability of each choice (token ids) as what follows prefix and tail; tokens run for it."""
+        prefilled = self.prefill(tail)
+        scores, run = score(self._llama, choices, position=self.prefix_tokens + len(tail))
+        return scores, prefilled + run
 
     def check_room(self, tail_tokens: int, max_tokens: int) -> None:
         """Raise QuestionError unless prefix, tail and answer fit the context."""

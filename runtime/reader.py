@@ -19,6 +19,7 @@ from radvlm_edge.bundle import Bundle, demo_bundle
 from radvlm_edge.errors import QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
@@ -234,6 +235,14 @@ class Study:
         """
         return self.reader._answer_many(self, questions, max_tokens)
 
+    def choose(self, question: str, choices: Sequence[str] = ("Yes", "No")) -> Choice:
+        """Ask, and take the likeliest of given answers: one step of decoding, with probabilities.
+
+        A choice is scored as the beginning of the model's answer; the probabilities are exact, made to sum
+        to 1 over the choices, and uncalibrated. Raises QuestionError as `ask`, or for choices that overlap.
+        """
+        return self.reader._choose(self, question, choices)
+
     def task(self, task: str, *, max_tokens: int | None = None) -> Answer:
         """Ask one of RadVLM's tasks: `report`, `classify`, `detect`, `locate=PHRASE`, `phrase=SENTENCE`."""
         return self.ask(prompts.task_question(task), max_tokens=max_tokens)
@@ -439,6 +448,19 @@ class Reader:
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
         texts = [b"".join(map(self._language.piece, one.ids)).decode("utf-8", "replace") for one in written]
         return [Answer._of(study, *one) for one in zip(questions, texts, written, strict=True)]
+
+    def _choose(self, study: Study, question: str, choices: Sequence[str]) -> Choice:
+        question = prompts.check_question(question, self.bundle.manifest.prompting)
+        tokens = choice_tokens(choices, lambda text: self._language.tokenize(text, special=False))
+        self._settle()
+        self._recall.resume(study)
+        ids = self._tail([], question, sum(map(len, tokens.values())))
+        began = time.perf_counter()
+        logprobs, run = self._language.score(ids, list(tokens.values()))
+        took_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms
+        run += study.uncharged_tokens
+        study.uncharged_tokens, study.uncharged_ms = 0, 0.0
+        return Choice(question, *choose(tokens, logprobs), run, took_ms)
 
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.options.max_tokens if max_tokens is None else max_tokens
