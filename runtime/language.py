@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
 from radvlm_edge.runtime.choices import score
-from radvlm_edge.runtime.llama import PREFIX, TAIL, Llama, build_identity
+from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, build_identity
 from radvlm_edge.runtime.many import Together, Written
 from radvlm_edge.runtime.vision import available_cpus
 
@@ -100,10 +100,10 @@ class LanguageModel:
         """Size of what `save_prefix` would return."""
         return self._llama.state_bytes(PREFIX)
 
-    def save_prefix(self) -> bytes:
+    def save_prefix(self) -> bytearray:
         return self._llama.save(PREFIX)
 
-    def restore_prefix(self, state: bytes | bytearray | memoryview, tokens: int) -> None:
+    def restore_prefix(self, state: Buffer, tokens: int) -> None:
         """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it.
 
         Raises BackendError, and holds no prefix then, for a state llama.cpp refuses or of another length.

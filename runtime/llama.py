@@ -30,6 +30,8 @@ def quiet() -> None:
     llama_cpp.llama_backend_init()
 
 
+Buffer = bytes | bytearray | memoryview
+
 PREFIX, TAIL, FIRST_BRANCH, BRANCHES = 0, 1, 2, 16
 """Sequences of a context: what all questions share, the question in hand, and questions asked together."""
 
@@ -227,14 +229,17 @@ class Llama:
         """Size of what `save` would return."""
         return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, sequence: int) -> bytearray:
         """K and V of a sequence as llama.cpp serialises them."""
         size = self.state_bytes(sequence)
-        buffer = (ctypes.c_uint8 * size)()
+        state = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(state)  # no copy
         written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return ctypes.string_at(buffer, written)
+        del buffer  # it holds the length
+        del state[written:]
+        return state
 
-    def restore(self, sequence: int, state: bytes | bytearray | memoryview) -> None:
+    def restore(self, sequence: int, state: Buffer) -> None:
         """Put a saved sequence back; bitwise what it was."""
         source = np.frombuffer(state, np.uint8)  # no copy
         pointer = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.language import LanguageModel
+from radvlm_edge.runtime.llama import Buffer
 from radvlm_edge.runtime.studies import StudyStore, study_key
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Parked:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._states: weakref.WeakKeyDictionary[Study, bytes] = weakref.WeakKeyDictionary()
+        self._states: weakref.WeakKeyDictionary[Study, Buffer] = weakref.WeakKeyDictionary()
 
     def held_bytes(self) -> int:
         return sum(len(state) for state in self._states.values())
@@ -37,14 +38,14 @@ class Parked:
     def __contains__(self, study: Study) -> bool:
         return study in self._states
 
-    def get(self, study: Study) -> bytes | None:
+    def get(self, study: Study) -> Buffer | None:
         """A study's state, now the most recently used."""
         state = self._states.pop(study, None)
         if state is not None:
             self._states[study] = state
         return state
 
-    def put(self, study: Study, state: bytes) -> None:
+    def put(self, study: Study, state: Buffer) -> None:
         """Keep a state, unless it alone is over the limit."""
         self._states.pop(study, None)
         if len(state) > self.limit_bytes:

@@ -84,10 +84,10 @@ class StudyStore:
         try:
             with path.open("rb") as file:
                 written_ns = os.fstat(file.fileno()).st_mtime_ns
+                if self._too_old(written_ns / 1e9):
+                    path.unlink(missing_ok=True)
+                    return None
                 content = file.read()
-            if self._too_old(written_ns / 1e9):
-                path.unlink(missing_ok=True)
-                return None
             header, state = read_study(content, self._secret, path)
             if header.key != key:
                 raise DamagedError("it is another study, renamed")
@@ -102,7 +102,7 @@ class StudyStore:
             return None
         return header.tokens, state
 
-    def put(self, key: str, tokens: int, state: bytes, bundle: str) -> None:
+    def put(self, key: str, tokens: int, state: bytes | bytearray, bundle: str) -> None:
         """Keep a state: whole under its name or not at all, whatever ends this process meanwhile."""
         path = self.folder / (key + SUFFIX)
         header = new_header(key, tokens, len(state), bundle, encrypted=self._secret is not None)

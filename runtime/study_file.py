@@ -92,7 +92,7 @@ def file_bytes(header: Header) -> int:
     return len(_preamble(header)) + header.bytes + CHECKSUM_BYTES
 
 
-def blocks(header: Header, state: bytes, secret: bytes | None) -> Iterator[bytes | memoryview]:
+def blocks(header: Header, state: bytes | bytearray, secret: bytes | None) -> Iterator[bytes | memoryview]:
     """The file's content piece by piece, so that a large state is never held twice."""
     sha = hashlib.sha256()
     for block in _before_checksum(header, state, secret):
@@ -101,7 +101,9 @@ def blocks(header: Header, state: bytes, secret: bytes | None) -> Iterator[bytes
     yield sha.digest()
 
 
-def _before_checksum(header: Header, state: bytes, secret: bytes | None) -> Iterator[bytes | memoryview]:
+def _before_checksum(
+    header: Header, state: bytes | bytearray, secret: bytes | None
+) -> Iterator[bytes | memoryview]:
     preamble = _preamble(header)
     yield preamble
     if header.nonce is None or secret is None:

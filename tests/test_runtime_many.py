@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from radvlm_edge.benchmarks.studies import TIE, leads, parting
 from radvlm_edge.errors import QuestionError
 from radvlm_edge.runtime import llama, prompts
 from radvlm_edge.runtime.answers import LABELS
@@ -25,8 +26,6 @@ from radvlm_edge.runtime.reader import Answer, Options, Reader, Study
 ROOT = Path(__file__).parents[1]
 CLI = Path(sys.executable).with_name("radvlm-edge")
 CHECKLIST = prompts.task_questions("checklist")
-TIE = 0.01
-"""Top two logits closer than this, in standard deviations of the logits, may swap between batch shapes."""
 
 
 @pytest.fixture(scope="module")
@@ -72,36 +71,23 @@ def tail(reader: Reader, question: str) -> list[int]:
     return reader._language.tokenize(text)
 
 
-def gaps(study: Study, question: str, answer: Answer) -> list[float]:
-    """How far the best token was ahead at each step one by one, in standard deviations of the logits."""
-    study.ask(question, max_tokens=1).finish()  # puts the film into the context
-    language = study.reader._language
-    language.prefill(tail(study.reader, question))
-    found = []
-    for _ in range(len(answer._logprobs)):
-        logits = language.logits()
-        second, first = np.sort(logits)[-2:]
-        found.append(float((first - second) / logits.std()))
-        token = int(logits.argmax())
-        language._llama.decode([token], language.prefix_tokens + len(language._tail), llama.TAIL)
-        language._tail.append(token)
-    return found
-
-
 def assert_same_but_for_ties(study: Study, together: list[Answer], alone: list[Answer]) -> int:
     """Compare token ids up to the first tie; returns how many answers part at one."""
-    ties = 0
-    for one, other in zip(together, alone, strict=True):
-        assert one.question == other.question
-        if ids(one) == ids(other) and one.stop == other.stop:
-            continue
-        at = next(
-            (i for i, pair in enumerate(zip(ids(one), ids(other), strict=False)) if len(set(pair)) == 2), None
-        )
-        at = min(len(ids(one)), len(ids(other))) if at is None else at
-        assert gaps(study, other.question, other)[at] < TIE, (one.text, other.text)
-        ties += 1
-    return ties
+    assert [one.question for one in together] == [one.question for one in alone]
+    leads = [parting(study, *pair) for pair in zip(together, alone, strict=True)]
+    parted = [lead for lead in leads if lead is not None]
+    assert all(lead < TIE for lead in parted), parted
+    return len(parted)
+
+
+def test_a_lead_is_read_off_the_steps_of_the_answer(demo: Reader) -> None:
+    study = demo.look(ROOT / "examples" / "chest.dcm")
+    yes, no = study.ask("Is there fracture?").finish(), study.ask("Is there pneumothorax?").finish()
+    found = leads(study, yes)
+    assert len(found) == len(yes._logprobs) and all(lead > 0 for lead in found)
+    assert parting(study, yes, yes) is None
+    at = next((i for i, (a, b) in enumerate(zip(yes._ids, no._ids, strict=False)) if a != b), None)
+    assert at is not None and parting(study, no, yes) == found[at]
 
 
 @pytest.mark.parametrize("model", ["tiny", "demo"])

@@ -32,8 +32,8 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `answers[].tokens`, `.stop` | answer length in tokens; `eos`, or `length` when --max-tokens ended it |
 | `answers[].timing_ms` | `prefill`, `first_token` (prefill included), `decode` |
 | `answers[].choice` | with --choose, in place of boxes, labels and length: `text`; `probabilities`, which \
-sum to 1; `mass`, what they summed to before (small: the model would say something else); `calibrated`: null, \
-not done yet |
+sum to 1; `mass`, what they summed to before (small: the model would say something else); \
+`calibrated`: null, not done yet |
 | `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled |
 | `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
 film there), `prefill`, `decode`, `total` |
