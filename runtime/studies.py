@@ -121,11 +121,12 @@ class StudyStore:
     def discard(self, key: str, reason: str) -> None:
         """Remove a file that must not be used, and say so."""
         path = self.folder / (key + SUFFIX)
+        outcome = "removed"
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            reason += f", and it cannot be removed: {error.strerror}"
-        self.notes.append(f"{path}: {reason}; the film is looked at again")
+            outcome = f"it cannot be removed ({error.strerror})"
+        self.notes.append(f"{path}: {reason}; {outcome}, and the film is looked at again")
 
     def _write(self, path: Path, content: Iterable[bytes | memoryview]) -> None:
         # mkstemp's mode is 0600
@@ -177,7 +178,7 @@ def open_store(
         if key_file is not None:
             raise StudyCacheError(f"{key_file}: a study key without a study cache; pass --study-cache DIR")
         return None
-    return StudyStore(folder, limit_bytes=limit_bytes, days=days, secret=load_secret(key_file))
+    return StudyStore(Path(folder), limit_bytes=limit_bytes, days=days, secret=load_secret(key_file))
 
 
 def check_folder(folder: Path, *, create: bool = False) -> None:
