@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from radvlm_edge.errors import QuestionError
-from radvlm_edge.runtime.llama import Llama
+from radvlm_edge.errors import BackendError, QuestionError
+from radvlm_edge.runtime.choices import score
+from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, build_identity
+from radvlm_edge.runtime.many import Together, Written
 from radvlm_edge.runtime.vision import available_cpus
-
-PREFIX, TAIL = 0, 1
-"""llama.cpp sequences: what all questions share, and the question in hand."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class LanguageModel:
             path,
             context=context,
             threads=threads or available_cpus(),
-            sequences=2,
             gpu_layers=gpu_layers,
             repack=repack,
         )
         self.prefix_tokens = 0
+        self._head: list[int] = []
         self._tail: list[int] = []
 
     @property
@@ -66,27 +65,55 @@ class LanguageModel:
     def piece(self, token: int) -> bytes:
         return self._llama.piece(token)
 
+    def identity(self) -> dict[str, object]:
+        """Engine and settings a saved prefix is only valid for."""
+        return {**build_identity(), **self._llama.settings}
+
     def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
-        """Prefill a new prefix from token ids and embeddings `[t, d]`; return its length in tokens."""
-        self.clear()
+        """Prefill a new prefix from token ids and embeddings `[t, d]`; return how many were really run.
+
+        Ids the prefix begins with (the prompt's static head) are kept if the last prefix began with
+        the same: one pass over the weights less, bitwise the same, since they are a batch of their own.
+        """
+        head = items[0] if items and isinstance(items[0], list) else []
+        if head and head == self._head:
+            self._llama.forget(TAIL)
+            self._llama.forget(PREFIX, len(head))
+            self.prefix_tokens, self._tail = len(head), []
+            items = items[1:]
+        else:
+            self.clear()
+        kept = self.prefix_tokens
         for item in items:
             if len(item):
                 self._llama.decode(item, self.prefix_tokens, PREFIX)
                 self.prefix_tokens += len(item)
-        return self.prefix_tokens
+        self._head = head
+        return self.prefix_tokens - kept
 
     def clear(self) -> None:
         self._llama.forget(TAIL)
         self._llama.forget(PREFIX)
-        self.prefix_tokens, self._tail = 0, []
+        self.prefix_tokens, self._head, self._tail = 0, [], []
 
-    def save_prefix(self) -> bytes:
+    def prefix_bytes(self) -> int:
+        """Size of what `save_prefix` would return."""
+        return self._llama.state_bytes(PREFIX)
+
+    def save_prefix(self) -> bytearray:
         return self._llama.save(PREFIX)
 
-    def restore_prefix(self, state: bytes, tokens: int) -> None:
-        """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it."""
+    def restore_prefix(self, state: Buffer, tokens: int) -> None:
+        """Put back a prefix of `tokens` tokens saved by `save_prefix`, without prefilling it.
+
+        Raises BackendError, and holds no prefix then, for a state llama.cpp refuses or of another length.
+        """
         self.clear()
         self._llama.restore(PREFIX, state)
+        if self._llama.length(PREFIX) != tokens:
+            held = self._llama.length(PREFIX)
+            self.clear()
+            raise BackendError(f"a saved K/V state holds {held} tokens instead of {tokens}; look again")
         self.prefix_tokens = tokens
 
     def prefill(self, tail: list[int], *, reuse: bool = False) -> int:
@@ -134,6 +161,25 @@ class LanguageModel:
             began = time.perf_counter()
             self._llama.decode([token], self.prefix_tokens + len(self._tail), TAIL)
             self._tail.append(token)
+
+    def write_together(
+        self, tails: Sequence[list[int]], *, stop_ids: Sequence[int], max_tokens: int
+    ) -> list[Written]:
+        """Greedy answers to several tails behind the prefix, decoded as one batch (many.py).
+
+        Each must fit the context alone (`check_room`).
+        """
+        self._tail = []
+        together = Together(
+            self._llama, tails, prefix_tokens=self.prefix_tokens, stop_ids=stop_ids, max_tokens=max_tokens
+        )
+        return together.run()
+
+    def score(self, tail: list[int], choices: Sequence[list[int]]) -> tuple[list[float], int]:
+        """Log probability of each choice (token ids) as what follows prefix and tail; tokens run for it."""
+        prefilled = self.prefill(tail)
+        scores, run = score(self._llama, choices, position=self.prefix_tokens + len(tail))
+        return scores, prefilled + run
 
     def check_room(self, tail_tokens: int, max_tokens: int) -> None:
         """Raise QuestionError unless prefix, tail and answer fit the context."""

@@ -6,9 +6,11 @@ Everything ctypes stays in this file, so that another build or engine replaces i
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -28,6 +30,46 @@ def quiet() -> None:
     llama_cpp.llama_backend_init()
 
 
+Buffer = bytes | bytearray | memoryview
+
+PREFIX, TAIL, FIRST_BRANCH, BRANCHES = 0, 1, 2, 16
+"""Sequences of a context: what all questions share, the question in hand, and questions asked together."""
+
+ENDS_BYTES = 4 << 20
+"""Of a library larger than twice this (CUDA kernels), only both ends and the size are hashed."""
+
+
+def build_identity() -> dict[str, object]:
+    """What K/V states depend on besides model and input: the libraries this process loaded, by content,
+    the instructions they use on this CPU, and the version of the states' format.
+    """
+    fields = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text("utf-8").splitlines())
+    mapped = {Path(field[5]) for field in fields if len(field) == 6}
+    sha = hashlib.sha256()
+    for path in sorted(path for path in mapped if path.name.startswith(("libllama.", "libggml"))):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            sha.update(f"{path.name} {size} ".encode() + file.read(ENDS_BYTES))
+            file.seek(max(size - ENDS_BYTES, ENDS_BYTES))
+            sha.update(file.read())
+    return {
+        "libraries": sha.hexdigest(),
+        "version": llama_cpp.__version__,
+        "system": llama_cpp.llama_print_system_info().decode(),
+        "state": llama_cpp.LLAMA_STATE_SEQ_VERSION,
+    }
+
+
+class Row(NamedTuple):
+    """One token of a batch that several sequences share."""
+
+    token: int
+    position: int
+    sequence: int
+    logits: bool
+    """Whether logits are wanted after it."""
+
+
 class Llama:
     """A model and one context: sequences of positions whose K and V are kept.
 
@@ -40,7 +82,6 @@ class Llama:
         *,
         context: int,
         threads: int,
-        sequences: int,
         gpu_layers: int,
         repack: bool = True,
     ) -> None:
@@ -57,13 +98,21 @@ class Llama:
         self.embed_dim: int = llama_cpp.llama_model_n_embd(self._model)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = context, sequences, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = context, FIRST_BRANCH + BRANCHES, True
         params.n_batch = params.n_ubatch = self.batch = min(512, context)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         if not llama_cpp.llama_supports_gpu_offload():
             # On CPUs llama.cpp's flash attention sums in f16: logits move by 1 to 2 % of their deviation.
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.settings: dict[str, int] = {
+            "type_k": params.type_k,
+            "type_v": params.type_v,
+            "ubatch": params.n_ubatch,
+            "repack": int(repack),
+            "gpu_layers": gpu_layers,
+        }
+        """What K and V depend on, as given to llama.cpp."""
         self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -125,18 +174,42 @@ class Llama:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = sequence
                 batch.logits[i] = want_logits and i == count - 1
-            status = llama_cpp.llama_decode(self._context, batch)
+            self._run(batch, start)
         finally:
             llama_cpp.llama_batch_free(batch)
+
+    def run(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+        """Run tokens of several sequences together; logits `[n, vocab]` of the rows that want them, in order.
+
+        Tokens of a sequence must follow each other in ascending positions.
+        """
+        found = []
+        for offset in range(0, len(rows), self.batch):
+            part = rows[offset : offset + self.batch]
+            batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+            try:
+                batch.n_tokens = len(part)
+                for i, row in enumerate(part):
+                    batch.token[i], batch.pos[i] = row.token, row.position
+                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, row.sequence
+                    batch.logits[i] = row.logits
+                self._run(batch, part[0].position)
+            finally:
+                llama_cpp.llama_batch_free(batch)
+            found += [self.logits(i) for i, row in enumerate(part) if row.logits]
+        return np.stack(found)
+
+    def _run(self, batch: Any, start: int) -> None:
+        status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise BackendError(
-                f"llama.cpp could not run {count} tokens at position {start} (status {status}); "
+                f"llama.cpp could not run {batch.n_tokens} tokens at position {start} (status {status}); "
                 f"its context holds {self.context}"
             )
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Logits `[vocab]` after the last decoded token (a copy)."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+    def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
+        """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
 
     def fork(self, source: int, target: int) -> None:
@@ -148,15 +221,27 @@ class Llama:
         """Drop a sequence from position `start` on (-1: all of it)."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
-    def save(self, sequence: int) -> bytes:
-        """K and V of a sequence as llama.cpp serialises them."""
-        size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return ctypes.string_at(buffer, written)
+    def length(self, sequence: int) -> int:
+        """Positions a sequence holds."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
-    def restore(self, sequence: int, state: bytes) -> None:
+    def state_bytes(self, sequence: int) -> int:
+        """Size of what `save` would return."""
+        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
+
+    def save(self, sequence: int) -> bytearray:
+        """K and V of a sequence as llama.cpp serialises them."""
+        size = self.state_bytes(sequence)
+        state = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(state)  # no copy
+        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        del buffer  # it holds the length
+        del state[written:]
+        return state
+
+    def restore(self, sequence: int, state: Buffer) -> None:
         """Put a saved sequence back; bitwise what it was."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not llama_cpp.llama_state_seq_set_data(self._context, buffer, len(state), sequence):
+        source = np.frombuffer(state, np.uint8)  # no copy
+        pointer = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not llama_cpp.llama_state_seq_set_data(self._context, pointer, len(source), sequence):
             raise BackendError("llama.cpp refused a saved K/V state; look at the film again")

@@ -12,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from radvlm_edge.bundle import Prompting
 from radvlm_edge.errors import BundleError, QuestionError
+from radvlm_edge.runtime.answers import LABELS
 
 TASKS = {
     "report": "Provide a radiology report for this Chest X-Ray.",
@@ -21,6 +22,10 @@ TASKS = {
     "phrase": "Please locate the following sentence: {}",
 }
 """The wordings RadVLM was trained on (uzh-dqbm-cmi/RadVLM, radvlm/data/create_instructions.py)."""
+
+
+CHECKLIST = "checklist"
+"""A task of many questions: one plain one for each of `LABELS`, as `radvlm-edge fidelity` asks them."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,23 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+def task_questions(task: str) -> list[str]:
+    """Questions of a task: `checklist`'s, one for each finding, or the one of `task_question`."""
+    return [f"Is there {label}?" for label in LABELS] if task == CHECKLIST else [task_question(task)]
+
+
 def task_question(task: str) -> str:
     """Question for a task given as `report` or `locate=PHRASE`.
 
     Raises QuestionError for an unknown task, or a phrase that is missing or not wanted.
     """
+    if task == CHECKLIST:
+        raise QuestionError(f"task {task!r} is {len(LABELS)} questions; ask_many(task_questions({task!r}))")
     name, given, phrase = task.partition("=")
     wording = TASKS.get(name)
     if wording is None:
         known = ", ".join(key + ("=PHRASE" if "{}" in text else "") for key, text in TASKS.items())
+        known += f", {CHECKLIST}"
         raise QuestionError(f"task {name!r} is unknown; choose one of {known}")
     if "{}" not in wording:
         if given:

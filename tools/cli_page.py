@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -23,25 +24,32 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `film` | the film as named on the command line |
 | `bundle` | `name`; `sha256` of bundle.json, which lists every other digest; `demonstration` |
 | `render` | how pixels became 8-bit grey |
+| `cache` | `hit`: K/V from the study cache, neither tower nor prefill ran; `miss`; `off`: no --study-cache |
 | `answers[].question`, `.text` | what was asked and answered |
 | `answers[].boxes[]` | `label`, `xyxy_fraction` (0 to 1; left, top, right, bottom), `xyxy_pixels` |
 | `answers[].labels` | findings the answer affirms; negated ones are not listed |
 | `answers[].prefill_tokens` | tokens really prefilled for it; a film's first answer counts the film's |
 | `answers[].tokens`, `.stop` | answer length in tokens; `eos`, or `length` when --max-tokens ended it |
 | `answers[].timing_ms` | `prefill`, `first_token` (prefill included), `decode` |
+| `answers[].choice` | with --choose, in place of boxes, labels and length: `text`; `probabilities`, which \
+sum to 1; `mass`, what they summed to before (small: the model would say something else); \
+`calibrated`: null, not done yet |
 | `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled |
-| `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `prefill`, `decode`, `total` |
+| `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
+film there), `prefill`, `decode`, `total` |
 """
 
 
 def page() -> str:
-    parts = [INTRO]
-    for name in ("", *cli.commands):
-        command = cli.commands[name] if name else cli
-        title = f"radvlm-edge {name}".strip()
-        context = click.Context(command, info_name=title, terminal_width=100)
-        parts.append(f"## {title}\n\n```\n{command.get_help(context)}\n```\n\n")
-    return "".join(parts) + JSON_FIELDS
+    return INTRO + "".join(sections(cli, "radvlm-edge")) + JSON_FIELDS
+
+
+def sections(command: click.Command, title: str) -> Iterator[str]:
+    """One section for a command, then one for each of its subcommands."""
+    context = click.Context(command, info_name=title, terminal_width=100)
+    yield f"## {title}\n\n```\n{command.get_help(context)}\n```\n\n"
+    for name, part in getattr(command, "commands", {}).items():
+        yield from sections(part, f"{title} {name}")
 
 
 def main() -> None:

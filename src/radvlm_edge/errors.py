@@ -41,3 +41,7 @@ class RecipeError(RadvlmError):
 
 class OutputError(RadvlmError):
     """An output that cannot be written: it exists already, or the disk refuses."""
+
+
+class StudyCacheError(RadvlmError):
+    """A study cache whose folder or key cannot be used."""

@@ -14,6 +14,7 @@ from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
 from radvlm_edge.cli.plan import plan
+from radvlm_edge.cli.studies import studies
 from radvlm_edge.cli.train import train
 from radvlm_edge.cli.verify import verify
 from radvlm_edge.errors import RadvlmError
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, export, fidelity, verify, doctor, bench, train):
+for command in (infer, chat, plan, export, fidelity, verify, doctor, bench, train, studies):
     cli.add_command(command)
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from radvlm_edge.cli.options import film_options, notice, open_reader, reader_options
+from radvlm_edge.cli.options import (
+    film_options,
+    notice,
+    open_reader,
+    reader_options,
+    say_notes,
+    study_options,
+)
 from radvlm_edge.errors import FilmError, QuestionError
 
 
@@ -16,6 +23,7 @@ from radvlm_edge.errors import FilmError, QuestionError
 @click.argument("film")
 @reader_options
 @film_options
+@study_options
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
 def chat(film: str, bundle: Path | None, **options: Any) -> None:
     """Talk about a film; earlier turns are remembered. One question a line, end with Ctrl-D."""
@@ -27,8 +35,7 @@ def chat(film: str, bundle: Path | None, **options: Any) -> None:
         )
     with open_reader(bundle, **options) as reader:
         study = reader.look(film)
-        for warning in study.film.warnings:
-            click.echo(f"radvlm-edge: {film}: {warning}", err=True)
+        say_notes(film, study)
         click.echo(notice(reader.bundle.manifest), err=True)
         while question := _next_question():
             try:

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from radvlm_edge.cli.options import film_options, notice, open_reader, reader_options
+from radvlm_edge.cli.options import (
+    film_options,
+    notice,
+    open_reader,
+    reader_options,
+    say_notes,
+    study_options,
+)
 from radvlm_edge.errors import QuestionError, RadvlmError
 
 if TYPE_CHECKING:
+    from radvlm_edge.runtime.choices import Choice
     from radvlm_edge.runtime.reader import Answer, Reader, Study
 
 
@@ -26,10 +34,18 @@ if TYPE_CHECKING:
     "tasks",
     multiple=True,
     metavar="TASK",
-    help="report, classify, detect, locate=PHRASE or phrase=SENTENCE, in RadVLM's own wording.",
+    help="report, classify, detect, locate=PHRASE or phrase=SENTENCE, in RadVLM's own wording; "
+    "checklist asks for each of its findings.",
+)
+@click.option(
+    "--choose",
+    metavar="A|B",
+    help="Only decide between these beginnings of an answer, e.g. 'Yes|No'; their probabilities, "
+    "uncalibrated, are in the JSON and on stderr.",
 )
 @reader_options
 @film_options
+@study_options
 @click.option(
     "--overlay",
     type=click.Path(path_type=Path),
@@ -41,6 +57,7 @@ def infer(
     films: tuple[str, ...],
     asks: tuple[str, ...],
     tasks: tuple[str, ...],
+    choose: str | None,
     bundle: Path | None,
     overlay: Path | None,
     as_json: bool,
@@ -48,8 +65,8 @@ def infer(
 ) -> None:
     """Ask questions about films (DICOM, PNG, JPEG, TIFF; `-` reads one from stdin).
 
-    The answers alone go to stdout. A film that cannot be read does not stop the others; the exit
-    code is then 1.
+    The answers alone go to stdout; several questions are answered together, in their order. A film that
+    cannot be read does not stop the others; the exit code is then 1.
 
     \b
       radvlm-edge infer xray.dcm --ask "any effusion?"
@@ -57,9 +74,12 @@ def infer(
     """
     from radvlm_edge.runtime import prompts
 
+    if choose is not None and overlay is not None:
+        raise click.UsageError("--choose names no boxes; leave out --overlay")
+    choices = choose.split("|") if choose is not None else None
     if not asks and not tasks:
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
-    questions = [*asks, *(prompts.task_question(task) for task in tasks)]
+    questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
     with open_reader(bundle, **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
@@ -67,7 +87,7 @@ def infer(
         for index, film in enumerate(_progress(films)):
             load_ms = reader.load_ms if index == 0 else 0.0
             try:
-                record = _one_film(reader, film, questions, overlay, len(films), as_json, load_ms)
+                record = _one_film(reader, film, questions, choices, overlay, len(films), as_json, load_ms)
             except RadvlmError as error:
                 failed += 1
                 click.echo(f"radvlm-edge: {error}", err=True)
@@ -92,6 +112,7 @@ def _one_film(
     reader: Reader,
     film: str,
     questions: list[str],
+    choices: list[str] | None,
     overlay: Path | None,
     films: int,
     as_json: bool,
@@ -99,16 +120,17 @@ def _one_film(
 ) -> dict[str, Any]:
     began = time.perf_counter()
     study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
-    for warning in study.film.warnings:
-        click.echo(f"radvlm-edge: {film}: {warning}", err=True)
-    answers = []
-    for question in questions:
-        answer = study.ask(question)
+    say_notes(film, study)
+    if choices is not None:
+        decided = _decide(film, study, questions, choices, as_json)
+        return _record(film, study, decided, load_ms, load_ms + (time.perf_counter() - began) * 1e3)
+    answers = [study.ask(questions[0])] if len(questions) == 1 else study.ask_many(questions)
+    for answer in answers:
         if not as_json:
             if films > 1 or len(questions) > 1:
-                click.echo(f"{film}: {question}", err=True)
+                click.echo(f"{film}: {answer.question}", err=True)
             _stream(answer)
-        answers.append(answer.finish())
+        answer.finish()
     wall_ms = (time.perf_counter() - began) * 1e3
     if overlay is not None:
         from radvlm_edge.runtime.overlay import write_overlay
@@ -120,7 +142,21 @@ def _one_film(
             click.echo(
                 f"radvlm-edge: {film}: no boxes in the answers; {target} shows the film alone", err=True
             )
-    return _record(film, study, answers, load_ms, load_ms + wall_ms)
+    return _record(film, study, [_answer_record(answer) for answer in answers], load_ms, load_ms + wall_ms)
+
+
+def _decide(
+    film: str, study: Study, questions: list[str], choices: list[str], as_json: bool
+) -> list[dict[str, Any]]:
+    records = []
+    for question in questions:
+        choice = study.choose(question, choices)
+        if not as_json:
+            shares = ", ".join(f"{text} {share:.3f}" for text, share in choice.probabilities.items())
+            click.echo(f"{film}: {question}: {shares} (uncalibrated)", err=True)
+            click.echo(choice.text)
+        records.append(_choice_record(choice))
+    return records
 
 
 def _stream(answer: Answer) -> None:
@@ -134,7 +170,7 @@ def _stream(answer: Answer) -> None:
 
 
 def _record(
-    film: str, study: Study, answers: list[Answer], load_ms: float, total_ms: float
+    film: str, study: Study, answers: list[dict[str, Any]], load_ms: float, total_ms: float
 ) -> dict[str, Any]:
     """The JSON object of one film; docs/cli.md explains each field."""
     manifest = study.reader.bundle.manifest
@@ -147,7 +183,8 @@ def _record(
             "demonstration": manifest.demonstration,
         },
         "render": study.film.render,
-        "answers": [_answer_record(answer) for answer in answers],
+        "cache": study.cache,
+        "answers": answers,
         "image": {
             "height": study.layout.height,
             "width": study.layout.width,
@@ -159,8 +196,9 @@ def _record(
             "decode_film": round(looked.decode_film_ms, 2),
             "crops": round(looked.crops_ms, 2),
             "vision": round(looked.vision_ms, 2),
-            "prefill": round(sum(answer.timing.prefill_ms for answer in answers), 2),
-            "decode": round(sum(answer.timing.decode_ms for answer in answers), 2),
+            "cache": round(looked.cache_ms, 2),
+            "prefill": round(sum(answer["timing_ms"]["prefill"] for answer in answers), 2),
+            "decode": round(sum(answer["timing_ms"]["decode"] for answer in answers), 2),
             "total": round(total_ms, 2),
         },
     }
@@ -186,5 +224,24 @@ def _answer_record(answer: Answer) -> dict[str, Any]:
             "prefill": round(answer.timing.prefill_ms, 2),
             "first_token": round(answer.timing.first_token_ms, 2),
             "decode": round(answer.timing.decode_ms, 2),
+        },
+    }
+
+
+def _choice_record(choice: Choice) -> dict[str, Any]:
+    return {
+        "question": choice.question,
+        "text": choice.text,
+        "choice": {
+            "text": choice.text,
+            "probabilities": choice.probabilities,
+            "mass": choice.mass,
+            "calibrated": choice.calibrated,
+        },
+        "prefill_tokens": choice.prefill_tokens,
+        "timing_ms": {
+            "prefill": round(choice.prefill_ms, 2),
+            "first_token": round(choice.prefill_ms, 2),
+            "decode": 0.0,
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from radvlm_edge.errors import BackendError
 
 if TYPE_CHECKING:
     from radvlm_edge.bundle import Manifest
-    from radvlm_edge.runtime.reader import Reader
+    from radvlm_edge.runtime.reader import Reader, Study
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +57,64 @@ def film_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Bytes of `8589934592`, `512MB` or `8GiB`."""
+    given = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)?", value.strip().lower())
+    if given is None:
+        raise click.BadParameter(
+            f"{value!r} is no size; write bytes, or a number and KB, MB, GB, KiB, MiB or GiB"
+        )
+    return int(float(given[1]) * UNITS[given[2] or ""])
+
+
+def study_options(function: F) -> F:
+    """Options of every command that may keep what it has looked at."""
+    for option in (
+        click.option(
+            "--study-cache-key",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Encrypt the cache with this key (32 raw bytes or 64 hex digits); without it "
+            "RADVLM_EDGE_STUDY_KEY is used, if set (extra `studies`).",
+        ),
+        click.option(
+            "--study-cache-days",
+            type=click.FloatRange(0, min_open=True),
+            default=7.0,
+            show_default=True,
+            help="Look again at films kept there longer ago.",
+        ),
+        click.option(
+            "--study-cache-limit",
+            callback=parse_size,
+            metavar="SIZE",
+            default="8GiB",
+            show_default=True,
+            help="Most the cache may hold; the least recently used go first.",
+        ),
+        click.option(
+            "--study-cache",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Keep looked-at films here, so that asking again costs no second look. Patient data: the "
+            "folder must be yours alone.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def say_notes(film: str, study: Study) -> None:
+    """What was odd about a film, or about its place in the study cache, on stderr."""
+    for warning in study.film.warnings:
+        click.echo(f"radvlm-edge: {film}: {warning}", err=True)
+    for note in study.notes:
+        click.echo(f"radvlm-edge: {note}", err=True)
 
 
 def open_reader(bundle: Path | None, **options: Any) -> Reader:
