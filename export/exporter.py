@@ -15,18 +15,26 @@ import numpy as np
 from radvlm_edge.bundle import SCHEMA, Bundle, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
-from radvlm_edge.export import quantisation
+from radvlm_edge.export import quantisation, vision_int8
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
 from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
+from radvlm_edge.export.int8_table import Table
 from radvlm_edge.export.parity import LEVELS, check_parity
 from radvlm_edge.export.partial import ResumableWriter
 from radvlm_edge.export.progress import Progress
 
 TOOLS = ("radvlm-edge", "torch", "transformers", "optimum-onnx", "onnx", "gguf", "llama-cpp-python", "numpy")
-VISION_DEFAULTS = ("fp16", "fp32")
+INT8_TABLE = "vision/int8.json"
+VISION = ("fp32", "fp16", "int8")
+"""What may be asked for; `int8` also writes `int8-trt`, the same layers for TensorRT."""
+VISION_DEFAULTS = ("fp16", "fp32", "int8")
 """Used without being asked for, in this order, where the bundle holds it; language: quantisation.py."""
+
+
+Calibrate = Callable[[Checkpoint, str, Callable[[], Path]], Table]
+"""Checkpoint, its digest, and what writes its fp32 graph where that is needed → calibration."""
 
 
 def export_checkpoint(
@@ -39,6 +47,7 @@ def export_checkpoint(
     render: str | None = None,
     device: str = "any",
     imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
+    calibration: Calibrate | None = None,
     lora: Path | None = None,
     trim_vocab: bool = False,
     force: bool = False,
@@ -49,13 +58,16 @@ def export_checkpoint(
 
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
     and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`. `imatrix`
-    gives the importance matrix quantisation uses, once the checkpoint is open. `lora` names a peft folder
+    gives the importance matrix quantisation uses, once the checkpoint is open; `calibration` the scales of
+    `int8` vision, from the checkpoint, its digest and its fp32 graph. `lora` names a peft folder
     whose adapter is merged, `trim_vocab` drops the rows behind the last token, `resume` goes on with what a
     killed export of the same checkpoint finished.
     Raises CheckpointError, OutputError or ParityError; nothing is left behind then, but with `resume` for
     a disk that is full.
     """
-    _check_names("vision", vision, tuple(vision_stage.PRECISIONS))
+    _check_names("vision", vision, VISION)
+    if "int8" in vision and calibration is None:
+        raise CheckpointError("--vision int8 needs a calibration; make one with `radvlm-edge calibrate`")
     _check_names("language", language, language_stage.PRECISIONS)
     _check_names("parity", [parity], LEVELS)
     report = Progress(progress)
@@ -67,6 +79,11 @@ def export_checkpoint(
         if resume:
             report.stage(f"resume: {', '.join(kept) or 'nothing finished to go on from'}")
         vision_paths = _write_vision(checkpoint, vision, parity, writer, report)
+        table = None
+        if "int8" in vision and calibration is not None:
+            graph = partial(_fp32_graph, checkpoint, writer, report)
+            table = calibration(checkpoint, source, graph)
+            vision_paths |= _write_int8(checkpoint, source, table, writer, report)
         matrix = imatrix(checkpoint) if imatrix else None
         language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
@@ -76,7 +93,13 @@ def export_checkpoint(
         figures: dict[str, Any] = {"level": "none"}
         if parity != "none":
             figures = check_parity(
-                checkpoint, vision_paths, language_paths, newline, level=parity, progress=report
+                checkpoint,
+                vision_paths,
+                language_paths,
+                newline,
+                level=parity,
+                progress=report,
+                int8_gate=table.gate if table else 0.0,
             )
         text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
         writer.path("parity.json").write_text(text, encoding="utf-8")
@@ -85,6 +108,8 @@ def export_checkpoint(
         manifest = _manifest(checkpoint, source, writer, render, rule)
         if matrix:
             manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
+        if table:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **_told(table)})
         writer.write_manifest(manifest)
         return writer.seal()
 
@@ -112,7 +137,8 @@ def _write_vision(
     report: Progress,
 ) -> dict[str, Path]:
     paths = {}
-    for precision in dict.fromkeys([*wanted, *(["fp32"] if parity != "none" else [])]):
+    floats = [p for p in wanted if p in vision_stage.PRECISIONS]
+    for precision in dict.fromkeys([*floats, *(["fp32"] if parity != "none" else [])]):
         name, shipped = f"vision/{precision}.onnx", precision in wanted
         paths[precision] = writer.place(name, shipped=shipped)
         report.stage(f"vision {precision}", vision_stage.weight_bytes(checkpoint, precision))
@@ -121,6 +147,49 @@ def _write_vision(
         if shipped:
             writer.add("vision", precision, "onnx", name)
     return paths
+
+
+def _fp32_graph(checkpoint: Checkpoint, writer: ResumableWriter, report: Progress) -> Path:
+    """The fp32 graph, shipped or not, written now if it is not there yet."""
+    shipped = writer.place("vision/fp32.onnx")
+    if writer.finished(shipped):
+        return shipped
+    spare = writer.place("vision/fp32.onnx", shipped=False)
+    report.stage("vision fp32", vision_stage.weight_bytes(checkpoint, "fp32"))
+    writer.make(spare, partial(vision_stage.write_vision, checkpoint, "fp32", advance=report.advance))
+    return spare
+
+
+def _write_int8(
+    checkpoint: Checkpoint, source: str, table: Table, writer: ResumableWriter, report: Progress
+) -> dict[str, Path]:
+    """Both INT8 graphs, and the calibration they were made with beside them."""
+    vision_int8.check_source(checkpoint, source, table)
+    paths = {}
+    for precision in vision_int8.TARGETS:
+        name = f"vision/{precision}.onnx"
+        paths[precision] = writer.place(name)
+        report.stage(f"vision {precision}")
+        write = partial(vision_int8.write_int8, checkpoint, table, precision)
+        writer.make(paths[precision], write, f"calibration {table.sha256()}")
+        writer.add("vision", precision, "onnx", name)
+    writer.path(INT8_TABLE).write_text(table.text(), encoding="utf-8")
+    return paths
+
+
+def _told(table: Table) -> dict[str, Any]:
+    """What bundle.json says of the calibration; all of it is in vision/int8.json."""
+    kept = ("kind", "films", "crops", "held_out_crops")
+    return {
+        "vision": {
+            "sha256": table.sha256(),
+            "file": INT8_TABLE,
+            **{key: table.films[key] for key in kept if key in table.films},
+            "gate": table.gate,
+            "float_groups": list(table.float_groups),
+            "held_out": table.curve[-1] if table.curve else None,
+        }
+    }
 
 
 def _write_language(

@@ -17,6 +17,7 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.probe_films import phantoms
 from radvlm_edge.export.progress import Progress
 from radvlm_edge.export.streaming_reference import (
     Part,
@@ -35,6 +36,8 @@ VISION_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
 LOGIT_TOLERANCE = 0.01
 """Largest difference of a logit for F16, as a fraction of the reference logits' standard deviation."""
 PACK_TOLERANCE = 1e-5
+INT8_SEED = 43_000_000
+"""Of the phantom INT8 is compared on: apart from calibration's, training's and evaluation's."""
 FILMS = ((1.0, 1.0), (1.3, 1.0), (1.0, 1.4), (3.1, 2.5), (5.3, 5.3), (0.3, 0.4), (1.0, 3.0))
 """Heights and widths of the compared films, in crops."""
 QUESTIONS = (
@@ -82,10 +85,12 @@ def check_parity(
     *,
     level: str,
     progress: Progress,
+    int8_gate: float = 0.0,
 ) -> dict[str, Any]:
     """Compare artefacts (precision → path) with their checkpoint; returns the figures.
 
-    `vision` must hold `fp32` and `language` `F16`, the artefacts the exact gates apply to.
+    `vision` must hold `fp32` and `language` `F16`, the artefacts the exact gates apply to. INT8 artefacts
+    are held to `int8_gate`, the cosine 99 of 100 projected tokens of a phantom must keep.
     Raises ParityError, one line naming every mismatch.
     """
     found = Findings()
@@ -94,7 +99,11 @@ def check_parity(
     views = _compare_crops(checkpoint, films, found)
     _compare_packing(checkpoint, films, newline, found)
     progress.stage("parity: projected tokens")
-    image = _compare_vision(checkpoint, vision, views[0], found)
+    floats = {precision: path for precision, path in vision.items() if precision in VISION_TOLERANCE}
+    image = _compare_vision(checkpoint, floats, views[0], found)
+    if quantised := {precision: path for precision, path in vision.items() if precision not in floats}:
+        progress.stage("parity: projected tokens of INT8")
+        _compare_int8(checkpoint, quantised, int8_gate, found)
     _compare_tokenizer(checkpoint, language["F16"], found)
     _compare_logits(checkpoint, language, image[:QUICK_IMAGE_TOKENS], found, progress)
     if level == "full":
@@ -189,6 +198,25 @@ def _compare_vision(
         )
     found.figures["vision"] = figures
     return reference.reshape(-1, reference.shape[-1])
+
+
+def _compare_int8(
+    checkpoint: Checkpoint, artefacts: Mapping[str, Path], gate: float, found: Findings
+) -> None:
+    """Token cosine on a phantom: scales are made for chest films, and clip what is unlike any."""
+    views, _ = crops.cut(
+        phantoms(1, INT8_SEED, checkpoint.config.geometry).films[0].pixels, checkpoint.config.geometry
+    )
+    reference = image_features(checkpoint, normalise(checkpoint, views)).numpy()
+    lengths = np.linalg.norm(reference, axis=-1)
+    for precision, path in artefacts.items():
+        tokens = open_tower(path, mapped=_bytes(path) >= LARGE).encode(views)
+        products = (tokens * reference).sum(-1)
+        cosines = products / np.maximum(np.linalg.norm(tokens, axis=-1) * lengths, 1e-30)
+        p1 = float(np.quantile(cosines, 0.01))
+        figures = {"token_cosine_p1": p1, "token_cosine_min": float(cosines.min()), "gate": gate}
+        found.figures["vision"][precision] = figures
+        found.require(p1 >= gate, f"vision {precision} has token cosine p1 {p1:.4f} (gate {gate:g})")
 
 
 def _bytes(path: Path) -> int:
