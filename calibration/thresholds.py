@@ -82,7 +82,7 @@ def entropy(histogram: Histogram, step: int = ENTROPY_STEP) -> float:
 
 
 def divergence(counts: Floats, bins: int) -> float:
-    """KL distance of the first `bins` bins, what lies beyond added to the last, to their 128-level version."""
+    """KL distance of the first `bins` bins, the rest added to the last, to their 128-level version."""
     kept = counts[:bins]
     reference = kept.copy()
     reference[-1] += counts[bins:].sum()

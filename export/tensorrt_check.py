@@ -30,9 +30,11 @@ def check_tensorrt_graph(graph: Path | onnx.ModelProto) -> int:
         found.append(f"opset {opset} is above {NEWEST_OPSET}, the newest TensorRT 10.3 parses")
     constants = _constants(model)
     nodes = [node for node in model.graph.node if node.op_type in QDQ]
-    for node in nodes:
-        if complaint := _complaint(node, constants, folder):
-            found.append(f"{node.name or node.output[0]}: {complaint}")
+    found += [
+        f"{node.name or node.output[0]}: {complaint}"
+        for node in nodes
+        if (complaint := _complaint(node, constants, folder))
+    ]
     if found:
         shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise BackendError(
@@ -45,7 +47,7 @@ def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            constants |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+            constants[node.output[0]] = node.attribute[0].t
     return constants
 
 

@@ -49,14 +49,14 @@ class OnnxTower:
 def open_session(
     graph: str | bytes, threads: int | None = None, *, mapped: bool = False, cuda: bool = False
 ) -> Any:
-    """An ONNX Runtime session of a file or a graph in memory, set up as towers are; `cuda`: if there is one."""
+    """An ONNX Runtime session of a file or a graph in memory; `cuda`: on a GPU if there is one."""
     import onnxruntime  # here, so that importing the runtime stays fast
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     # Spinning workers starve llama.cpp's threads in the same process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # CPUs without VNNI add uint8 by int8 products up in 16 bits, which saturates: int8 weights become uint8 there.
+    # CPUs without VNNI sum uint8 by int8 products in 16 bits, which saturates; there, weights become uint8.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
     if mapped:  # no packed or folded copies of the weights: slower, in little memory

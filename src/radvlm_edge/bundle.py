@@ -44,7 +44,7 @@ class Artefact:
     role: str
     """`vision` or `language`."""
     precision: str
-    """`fp32`, `fp16`, `int8`, `int8-trt` for vision; a llama.cpp file type (`F16`, `Q8_0`, …) for language."""
+    """`fp32`, `fp16`, `int8`, `int8-trt` for vision; for language a llama.cpp file type (`F16`, …)."""
     backend: str
     """`onnx` or `gguf`."""
     path: str

@@ -128,7 +128,7 @@ def _open(model: Path, lora: Path | None, folder: Path, progress: Any) -> tuple[
         found = held.get("fp32") or held.get("fp16")
         if found is None:
             raise BundleError(
-                f"{model}: has no fp32 or fp16 vision artefact to calibrate; give the checkpoint it was made from"
+                f"{model}: has no fp32 or fp16 vision artefact; give the checkpoint it was made from"
             )
         return bundle.path(found), str(manifest.source["sha256"]), manifest.geometry, manifest.render
     checkpoint = open_checkpoint(model, lora=lora)
