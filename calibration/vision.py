@@ -75,7 +75,10 @@ def calibrate(
     described = choice.described(films.kind, films.salt)
     table = Table(source_sha256, groups, gate=gate, films=described)
     views = np.concatenate([*batches(choice.held_out, geometry, BATCH)])
-    progress.stage(f"sensitivity of {pieces.blocks} blocks on {len(views)} held-out crops", 0)
+    batches_of_views = -(-len(views) // BATCH)
+    progress.stage(
+        f"sensitivity of {pieces.blocks} blocks on {len(views)} held-out crops", batches_of_views, "batches"
+    )
     search = Search(pieces, views, progress.advance)
     table = until_gate(search, table, progress.stage)
     unfinished.unlink(missing_ok=True)

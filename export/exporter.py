@@ -26,7 +26,6 @@ from radvlm_edge.export.partial import ResumableWriter
 from radvlm_edge.export.progress import Progress
 
 TOOLS = ("radvlm-edge", "torch", "transformers", "optimum-onnx", "onnx", "gguf", "llama-cpp-python", "numpy")
-INT8_TABLE = "vision/int8.json"
 VISION = ("fp32", "fp16", "int8")
 """What may be asked for; `int8` also writes `int8-trt`, the same layers for TensorRT."""
 VISION_DEFAULTS = ("fp16", "fp32", "int8")
@@ -81,9 +80,9 @@ def export_checkpoint(
         vision_paths = _write_vision(checkpoint, vision, parity, writer, report)
         table = None
         if "int8" in vision and calibration is not None:
-            graph = partial(_fp32_graph, checkpoint, writer, report)
+            graph = partial(vision_int8.fp32_graph, checkpoint, writer, report)
             table = calibration(checkpoint, source, graph)
-            vision_paths |= _write_int8(checkpoint, source, table, writer, report)
+            vision_paths |= vision_int8.write_both(checkpoint, source, table, writer, report)
         matrix = imatrix(checkpoint) if imatrix else None
         language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
@@ -106,10 +105,10 @@ def export_checkpoint(
         rule = quantisation.rule_of(checkpoint, device)
         report.stage(f"default language artefact for {device} device: {rule.reason}")
         manifest = _manifest(checkpoint, source, writer, render, rule)
-        if matrix:
-            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
-        if table:
-            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **_told(table)})
+        noted = matrix.described() if matrix else {}
+        noted |= vision_int8.told(table) if table else {}
+        if noted:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **noted})
         writer.write_manifest(manifest)
         return writer.seal()
 
@@ -147,49 +146,6 @@ def _write_vision(
         if shipped:
             writer.add("vision", precision, "onnx", name)
     return paths
-
-
-def _fp32_graph(checkpoint: Checkpoint, writer: ResumableWriter, report: Progress) -> Path:
-    """The fp32 graph, shipped or not, written now if it is not there yet."""
-    shipped = writer.place("vision/fp32.onnx")
-    if writer.finished(shipped):
-        return shipped
-    spare = writer.place("vision/fp32.onnx", shipped=False)
-    report.stage("vision fp32", vision_stage.weight_bytes(checkpoint, "fp32"))
-    writer.make(spare, partial(vision_stage.write_vision, checkpoint, "fp32", advance=report.advance))
-    return spare
-
-
-def _write_int8(
-    checkpoint: Checkpoint, source: str, table: Table, writer: ResumableWriter, report: Progress
-) -> dict[str, Path]:
-    """Both INT8 graphs, and the calibration they were made with beside them."""
-    vision_int8.check_source(checkpoint, source, table)
-    paths = {}
-    for precision in vision_int8.TARGETS:
-        name = f"vision/{precision}.onnx"
-        paths[precision] = writer.place(name)
-        report.stage(f"vision {precision}")
-        write = partial(vision_int8.write_int8, checkpoint, table, precision)
-        writer.make(paths[precision], write, f"calibration {table.sha256()}")
-        writer.add("vision", precision, "onnx", name)
-    writer.path(INT8_TABLE).write_text(table.text(), encoding="utf-8")
-    return paths
-
-
-def _told(table: Table) -> dict[str, Any]:
-    """What bundle.json says of the calibration; all of it is in vision/int8.json."""
-    kept = ("kind", "films", "crops", "held_out_crops")
-    return {
-        "vision": {
-            "sha256": table.sha256(),
-            "file": INT8_TABLE,
-            **{key: table.films[key] for key in kept if key in table.films},
-            "gate": table.gate,
-            "float_groups": list(table.float_groups),
-            "held_out": table.curve[-1] if table.curve else None,
-        }
-    }
 
 
 def _write_language(

@@ -17,7 +17,7 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export.checkpoint import Checkpoint
-from radvlm_edge.export.probe_films import phantoms
+from radvlm_edge.export.parity_int8 import compare_int8
 from radvlm_edge.export.progress import Progress
 from radvlm_edge.export.streaming_reference import (
     Part,
@@ -36,8 +36,6 @@ VISION_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
 LOGIT_TOLERANCE = 0.01
 """Largest difference of a logit for F16, as a fraction of the reference logits' standard deviation."""
 PACK_TOLERANCE = 1e-5
-INT8_SEED = 43_000_000
-"""Of the phantom INT8 is compared on: apart from calibration's, training's and evaluation's."""
 FILMS = ((1.0, 1.0), (1.3, 1.0), (1.0, 1.4), (3.1, 2.5), (5.3, 5.3), (0.3, 0.4), (1.0, 3.0))
 """Heights and widths of the compared films, in crops."""
 QUESTIONS = (
@@ -103,7 +101,13 @@ def check_parity(
     image = _compare_vision(checkpoint, floats, views[0], found)
     if quantised := {precision: path for precision, path in vision.items() if precision not in floats}:
         progress.stage("parity: projected tokens of INT8")
-        _compare_int8(checkpoint, quantised, int8_gate, found)
+        figures = compare_int8(checkpoint, quantised, int8_gate)
+        found.figures["vision"] |= figures
+        for precision, one in figures.items():
+            p1 = one["token_cosine_p1"]
+            found.require(
+                p1 >= int8_gate, f"vision {precision} has token cosine p1 {p1:.4f} (gate {int8_gate:g})"
+            )
     _compare_tokenizer(checkpoint, language["F16"], found)
     _compare_logits(checkpoint, language, image[:QUICK_IMAGE_TOKENS], found, progress)
     if level == "full":
@@ -198,25 +202,6 @@ def _compare_vision(
         )
     found.figures["vision"] = figures
     return reference.reshape(-1, reference.shape[-1])
-
-
-def _compare_int8(
-    checkpoint: Checkpoint, artefacts: Mapping[str, Path], gate: float, found: Findings
-) -> None:
-    """Token cosine on a phantom: scales are made for chest films, and clip what is unlike any."""
-    views, _ = crops.cut(
-        phantoms(1, INT8_SEED, checkpoint.config.geometry).films[0].pixels, checkpoint.config.geometry
-    )
-    reference = image_features(checkpoint, normalise(checkpoint, views)).numpy()
-    lengths = np.linalg.norm(reference, axis=-1)
-    for precision, path in artefacts.items():
-        tokens = open_tower(path, mapped=_bytes(path) >= LARGE).encode(views)
-        products = (tokens * reference).sum(-1)
-        cosines = products / np.maximum(np.linalg.norm(tokens, axis=-1) * lengths, 1e-30)
-        p1 = float(np.quantile(cosines, 0.01))
-        figures = {"token_cosine_p1": p1, "token_cosine_min": float(cosines.min()), "gate": gate}
-        found.figures["vision"][precision] = figures
-        found.require(p1 >= gate, f"vision {precision} has token cosine p1 {p1:.4f} (gate {gate:g})")
 
 
 def _bytes(path: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +16,12 @@ from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.graph_file import Initializer, write_graph
 from radvlm_edge.export.int8_graph import Derived, Fetch, insert_qdq
 from radvlm_edge.export.int8_table import Table
+from radvlm_edge.export.partial import ResumableWriter
+from radvlm_edge.export.progress import Progress
 from radvlm_edge.export.tensorrt_check import NEWEST_OPSET, check_tensorrt_graph
-from radvlm_edge.export.vision import halve, outline_of
+from radvlm_edge.export.vision import halve, outline_of, weight_bytes, write_vision
 
+INT8_TABLE = "vision/int8.json"
 TARGETS = {"int8": "cpu", "int8-trt": "tensorrt"}
 """Precision of the artefact → target of the graph."""
 
@@ -60,6 +65,49 @@ def check_source(checkpoint: Checkpoint, source_sha256: str, table: Table) -> No
             f"{checkpoint.folder}: the calibration is another checkpoint's (its source digest differs); "
             "make one of this checkpoint with `radvlm-edge calibrate`, with the same --lora if one is merged"
         )
+
+
+def fp32_graph(checkpoint: Checkpoint, writer: ResumableWriter, report: Progress) -> Path:
+    """The fp32 graph, shipped or not, written now if it is not there yet."""
+    shipped = writer.place("vision/fp32.onnx")
+    if writer.finished(shipped):
+        return shipped
+    spare = writer.place("vision/fp32.onnx", shipped=False)
+    report.stage("vision fp32", weight_bytes(checkpoint, "fp32"))
+    writer.make(spare, partial(write_vision, checkpoint, "fp32", advance=report.advance))
+    return spare
+
+
+def write_both(
+    checkpoint: Checkpoint, source: str, table: Table, writer: ResumableWriter, report: Progress
+) -> dict[str, Path]:
+    """Both INT8 graphs, and the calibration they were made with beside them."""
+    check_source(checkpoint, source, table)
+    paths = {}
+    for precision in TARGETS:
+        name = f"vision/{precision}.onnx"
+        paths[precision] = writer.place(name)
+        report.stage(f"vision {precision}")
+        write = partial(write_int8, checkpoint, table, precision)
+        writer.make(paths[precision], write, f"calibration {table.sha256()}")
+        writer.add("vision", precision, "onnx", name)
+    writer.path(INT8_TABLE).write_text(table.text(), encoding="utf-8")
+    return paths
+
+
+def told(table: Table) -> dict[str, Any]:
+    """What bundle.json says of the calibration; all of it is in vision/int8.json."""
+    kept = ("kind", "films", "crops", "held_out_crops")
+    return {
+        "vision": {
+            "sha256": table.sha256(),
+            "file": INT8_TABLE,
+            **{key: table.films[key] for key in kept if key in table.films},
+            "gate": table.gate,
+            "float_groups": list(table.float_groups),
+            "held_out": table.curve[-1] if table.curve else None,
+        }
+    }
 
 
 def _initializer(derived: Derived, fetch: Fetch, dtype: torch.dtype) -> Initializer:

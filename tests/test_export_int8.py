@@ -24,7 +24,6 @@ from radvlm_edge.calibration.pieces import Pieces
 from radvlm_edge.calibration.sensitivity import cosines
 from radvlm_edge.cli import cli
 from radvlm_edge.errors import BackendError, CheckpointError, OutputError, ParityError
-from radvlm_edge.export import exporter
 from radvlm_edge.export.exporter import export_checkpoint
 from radvlm_edge.export.int8_graph import insert_qdq, smoothed_weight
 from radvlm_edge.export.int8_table import GROUPS, NORM_BEFORE, Group, Table, load_table
@@ -477,4 +476,3 @@ def test_without_a_file_the_export_calibrates_itself(
     assert table.films["kind"] == "open set" and table.films["films"] == 3
     held = {p.name for p in (tmp_path / "b" / "vision").iterdir()}
     assert held == {"int8.onnx", "int8-trt.onnx", "int8.json", "image_newline.npy"}
-    assert exporter.INT8_TABLE == "vision/int8.json"
