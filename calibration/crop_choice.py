@@ -103,7 +103,7 @@ def is_padded(layout: Layout, tile: int, side: int) -> bool:
     """Whether a tile (counted from 0, row by row) shows padding beside the film."""
     row, column = divmod(tile, layout.grid[1])
     rows, columns = layout.unpadded
-    return (
+    return bool(
         row * side < rows.start
         or (row + 1) * side > rows.stop
         or column * side < columns.start

@@ -58,7 +58,8 @@ class Pieces:
         if stored.data_location == TensorProto.EXTERNAL:
             stored = TensorProto.FromString(stored.SerializeToString())
             external_data_helper.load_external_data_for_tensor(stored, self._folder)
-        return numpy_helper.to_array(stored).astype(np.float32)
+        values: Floats = numpy_helper.to_array(stored).astype(np.float32)
+        return values
 
     def start(self, crops: npt.NDArray[np.uint8]) -> Floats:
         """Crops `[n, 3, S, S]` → hidden states `[n, tokens, width]`."""

@@ -27,7 +27,8 @@ def cosines(tokens: Floats, reference: Floats) -> Floats:
     a = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     b = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
     lengths = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return ((a * b).sum(1) / np.maximum(lengths, 1e-30)).astype(np.float32)
+    found: Floats = ((a * b).sum(1) / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return found
 
 
 def figures(found: Floats) -> dict[str, float]:

@@ -52,8 +52,8 @@ def mean_square(histogram: Histogram, tried: int = MSE_TRIED) -> float:
     The part of the error inside a step is not resolved by the bins where steps are narrower: it is
     step²/12 there.
     """
-    centres = (np.arange(len(histogram.counts)) + 0.5) * histogram.width
-    candidates = histogram.largest * np.arange(1, tried + 1) / tried
+    centres: Floats = (np.arange(len(histogram.counts)) + 0.5) * histogram.width
+    candidates = np.arange(1, tried + 1) * (histogram.largest / tried)
     errors = [_square_error(histogram, centres, float(one)) for one in candidates]
     return float(candidates[int(np.argmin(errors))])
 
@@ -78,7 +78,7 @@ def entropy(histogram: Histogram, step: int = ENTROPY_STEP) -> float:
     tried = [*range(ENTROPY_LEVELS, last, step), last]
     losses = [divergence(counts, bins) for bins in tried]
     best = tried[int(np.argmin(losses))]
-    return min(best * histogram.width, histogram.largest)
+    return float(min(best * histogram.width, histogram.largest))
 
 
 def divergence(counts: Floats, bins: int) -> float:

@@ -147,8 +147,8 @@ def _choose(
     progress.stage("smoothing and thresholds, by each layer's own error", len(histograms), "groups")
     groups = {}
     for name, histogram in histograms.items():
-        _, block, kind = name.split(".")
-        weight = np.concatenate([pieces.weight(f"blocks.{block}.{one}.weight") for one in GROUPS[kind]], 1)
+        root, _, kind = name.rpartition(".")
+        weight = np.concatenate([pieces.weight(f"{root}.{one}.weight") for one in GROUPS[kind]], 1)
         groups[name] = choose(histogram, np.concatenate(rows[name]), weight, smooth=kind in NORM_BEFORE)
         progress.advance(1)
     return groups

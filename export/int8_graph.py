@@ -103,7 +103,7 @@ def smoothed_weight(weight: Floats, shifts: tuple[int, ...]) -> Floats:
 
 
 def _is_linear(node: onnx.NodeProto) -> bool:
-    return node.op_type == "MatMul" and node.input[1].startswith("blocks.")
+    return bool(node.op_type == "MatMul" and node.input[1].startswith("blocks."))
 
 
 def _index(model: onnx.ModelProto, wanted: onnx.NodeProto) -> int:

@@ -20,10 +20,11 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 def check_tensorrt_graph(graph: Path | onnx.ModelProto) -> int:
     """Return the number of Q/DQ nodes; raise BackendError naming every node TensorRT would not take."""
-    name, folder, model = "graph", "", graph
     if isinstance(graph, Path):
         name, folder = str(graph), str(graph.parent)
         model = onnx.load(str(graph), load_external_data=False)
+    else:
+        name, folder, model = "graph", "", graph
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     found = []
     if opset > NEWEST_OPSET:
