@@ -133,7 +133,7 @@ class Pieces:
         return model
 
     def _session(self, model: onnx.ModelProto) -> Any:
-        return open_session(model.SerializeToString(), self._threads)
+        return open_session(model.SerializeToString(), self._threads, arena=False)
 
 
 def _widen_nodes(model: onnx.ModelProto) -> None:

@@ -47,9 +47,17 @@ class OnnxTower:
 
 
 def open_session(
-    graph: str | bytes, threads: int | None = None, *, mapped: bool = False, cuda: bool = False
+    graph: str | bytes,
+    threads: int | None = None,
+    *,
+    mapped: bool = False,
+    cuda: bool = False,
+    arena: bool = True,
 ) -> Any:
-    """An ONNX Runtime session of a file or a graph in memory; `cuda`: on a GPU if there is one."""
+    """An ONNX Runtime session of a file or a graph in memory; `cuda`: on a GPU if there is one.
+
+    `arena` keeps a session's working memory for its next run; many sessions together need it off.
+    """
     import onnxruntime  # here, so that importing the runtime stays fast
 
     options = onnxruntime.SessionOptions()
@@ -59,10 +67,10 @@ def open_session(
     # CPUs without VNNI sum uint8 by int8 products in 16 bits, which saturates; there, weights become uint8.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena and not mapped
     if mapped:  # no packed or folded copies of the weights: slower, in little memory
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = False
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     return onnxruntime.InferenceSession(graph, options, providers=providers)
