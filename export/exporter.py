@@ -15,18 +15,25 @@ import numpy as np
 from radvlm_edge.bundle import SCHEMA, Bundle, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
-from radvlm_edge.export import quantisation
+from radvlm_edge.export import quantisation, vision_int8
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
 from radvlm_edge.export.imatrix_file import ImportanceMatrix, as_llama
+from radvlm_edge.export.int8_table import Table
 from radvlm_edge.export.parity import LEVELS, check_parity
 from radvlm_edge.export.partial import ResumableWriter
 from radvlm_edge.export.progress import Progress
 
 TOOLS = ("radvlm-edge", "torch", "transformers", "optimum-onnx", "onnx", "gguf", "llama-cpp-python", "numpy")
-VISION_DEFAULTS = ("fp16", "fp32")
+VISION = ("fp32", "fp16", "int8")
+"""What may be asked for; `int8` also writes `int8-trt`, the same layers for TensorRT."""
+VISION_DEFAULTS = ("fp16", "fp32", "int8")
 """Used without being asked for, in this order, where the bundle holds it; language: quantisation.py."""
+
+
+Calibrate = Callable[[Checkpoint, str, Callable[[], Path]], Table]
+"""Checkpoint, its digest, and what writes its fp32 graph where that is needed → calibration."""
 
 
 def export_checkpoint(
@@ -39,6 +46,7 @@ def export_checkpoint(
     render: str | None = None,
     device: str = "any",
     imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
+    calibration: Calibrate | None = None,
     lora: Path | None = None,
     trim_vocab: bool = False,
     force: bool = False,
@@ -49,13 +57,16 @@ def export_checkpoint(
 
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
     and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`. `imatrix`
-    gives the importance matrix quantisation uses, once the checkpoint is open. `lora` names a peft folder
+    gives the importance matrix quantisation uses, once the checkpoint is open; `calibration` the scales of
+    `int8` vision, from the checkpoint, its digest and its fp32 graph. `lora` names a peft folder
     whose adapter is merged, `trim_vocab` drops the rows behind the last token, `resume` goes on with what a
     killed export of the same checkpoint finished.
     Raises CheckpointError, OutputError or ParityError; nothing is left behind then, but with `resume` for
     a disk that is full.
     """
-    _check_names("vision", vision, tuple(vision_stage.PRECISIONS))
+    _check_names("vision", vision, VISION)
+    if "int8" in vision and calibration is None:
+        raise CheckpointError("--vision int8 needs a calibration; make one with `radvlm-edge calibrate`")
     _check_names("language", language, language_stage.PRECISIONS)
     _check_names("parity", [parity], LEVELS)
     report = Progress(progress)
@@ -67,6 +78,11 @@ def export_checkpoint(
         if resume:
             report.stage(f"resume: {', '.join(kept) or 'nothing finished to go on from'}")
         vision_paths = _write_vision(checkpoint, vision, parity, writer, report)
+        table = None
+        if "int8" in vision and calibration is not None:
+            graph = partial(vision_int8.fp32_graph, checkpoint, writer, report)
+            table = calibration(checkpoint, source, graph)
+            vision_paths |= vision_int8.write_both(checkpoint, source, table, writer, report)
         matrix = imatrix(checkpoint) if imatrix else None
         language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
@@ -76,15 +92,23 @@ def export_checkpoint(
         figures: dict[str, Any] = {"level": "none"}
         if parity != "none":
             figures = check_parity(
-                checkpoint, vision_paths, language_paths, newline, level=parity, progress=report
+                checkpoint,
+                vision_paths,
+                language_paths,
+                newline,
+                level=parity,
+                progress=report,
+                int8_gate=table.gate if table else 0.0,
             )
         text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
         writer.path("parity.json").write_text(text, encoding="utf-8")
         rule = quantisation.rule_of(checkpoint, device)
         report.stage(f"default language artefact for {device} device: {rule.reason}")
         manifest = _manifest(checkpoint, source, writer, render, rule)
-        if matrix:
-            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **matrix.described()})
+        noted = matrix.described() if matrix else {}
+        noted |= vision_int8.told(table) if table else {}
+        if noted:
+            manifest = replace(manifest, calibration={**(manifest.calibration or {}), **noted})
         writer.write_manifest(manifest)
         return writer.seal()
 
@@ -112,7 +136,8 @@ def _write_vision(
     report: Progress,
 ) -> dict[str, Path]:
     paths = {}
-    for precision in dict.fromkeys([*wanted, *(["fp32"] if parity != "none" else [])]):
+    floats = [p for p in wanted if p in vision_stage.PRECISIONS]
+    for precision in dict.fromkeys([*floats, *(["fp32"] if parity != "none" else [])]):
         name, shipped = f"vision/{precision}.onnx", precision in wanted
         paths[precision] = writer.place(name, shipped=shipped)
         report.stage(f"vision {precision}", vision_stage.weight_bytes(checkpoint, precision))

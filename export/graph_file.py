@@ -21,6 +21,13 @@ EXTERNAL_FROM = 256 << 20
 ALIGNMENT = 4096
 """Of a tensor in that file: a page, so that it can be mapped."""
 
+BYTES = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.INT8: 1,
+    onnx.TensorProto.UINT8: 1,
+}
+
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 BEHIND_GRAPH = ("opset_import", "metadata_props", "training_info", "functions", "configuration")
 BEHIND_INITIALIZERS = ("doc_string", "input", "output", "value_info", "quantization_annotation")
@@ -33,13 +40,13 @@ class Initializer:
     name: str
     dims: tuple[int, ...]
     kind: int
-    """onnx.TensorProto's FLOAT or FLOAT16."""
+    """onnx.TensorProto's FLOAT, FLOAT16, INT8 or UINT8."""
     blocks: Callable[[], Iterator[torch.Tensor]]
     """Its values, contiguous, in order."""
 
     @property
     def bytes(self) -> int:
-        size = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}[self.kind]
+        size = BYTES[self.kind]
         for dim in self.dims:
             size *= dim
         return size

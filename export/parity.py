@@ -17,6 +17,7 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.parity_int8 import compare_int8
 from radvlm_edge.export.progress import Progress
 from radvlm_edge.export.streaming_reference import (
     Part,
@@ -82,10 +83,12 @@ def check_parity(
     *,
     level: str,
     progress: Progress,
+    int8_gate: float = 0.0,
 ) -> dict[str, Any]:
     """Compare artefacts (precision → path) with their checkpoint; returns the figures.
 
-    `vision` must hold `fp32` and `language` `F16`, the artefacts the exact gates apply to.
+    `vision` must hold `fp32` and `language` `F16`, the artefacts the exact gates apply to. INT8 artefacts
+    are held to `int8_gate`, the cosine 99 of 100 projected tokens of a phantom must keep.
     Raises ParityError, one line naming every mismatch.
     """
     found = Findings()
@@ -94,7 +97,17 @@ def check_parity(
     views = _compare_crops(checkpoint, films, found)
     _compare_packing(checkpoint, films, newline, found)
     progress.stage("parity: projected tokens")
-    image = _compare_vision(checkpoint, vision, views[0], found)
+    floats = {precision: path for precision, path in vision.items() if precision in VISION_TOLERANCE}
+    image = _compare_vision(checkpoint, floats, views[0], found)
+    if quantised := {precision: path for precision, path in vision.items() if precision not in floats}:
+        progress.stage("parity: projected tokens of INT8")
+        figures = compare_int8(checkpoint, quantised, int8_gate)
+        found.figures["vision"] |= figures
+        for precision, one in figures.items():
+            p1 = one["token_cosine_p1"]
+            found.require(
+                p1 >= int8_gate, f"vision {precision} has token cosine p1 {p1:.4f} (gate {int8_gate:g})"
+            )
     _compare_tokenizer(checkpoint, language["F16"], found)
     _compare_logits(checkpoint, language, image[:QUICK_IMAGE_TOKENS], found, progress)
     if level == "full":

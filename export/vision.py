@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +169,39 @@ def write_vision(
     written. Raises CheckpointError for a tensor whose values the precision cannot hold.
     """
     dtype = PRECISIONS[precision]
-    model = trace(VisionGraph(checkpoint).eval(), checkpoint.config.geometry.crop_px)
+    outline = outline_of(checkpoint)
     if dtype == torch.float16:
-        _halve(model)
+        halve(outline.model)
+    initializers = [outline.initializer(checkpoint, name, dtype) for name in outline.shapes]
+    write_graph(outline.model, initializers, path, advance)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The graph in fp32 without its weights, and what they will look like."""
+
+    model: onnx.ModelProto
+    shapes: dict[str, tuple[int, ...]]
+    """Of every parameter as the file holds it: weights of linear layers `[in, out]`."""
+    transposed: frozenset[str]
+    """Parameters the checkpoint holds the other way round."""
+
+    def initializer(self, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Initializer:
+        """A parameter, to be written in `dtype`."""
+        blocks = parameter_blocks(checkpoint, name, dtype, name in self.transposed)
+        return Initializer(name, self.shapes[name], TYPES[dtype], blocks)
+
+
+def outline_of(checkpoint: Checkpoint) -> Outline:
+    """Trace a checkpoint's graph."""
+    model = trace(VisionGraph(checkpoint).eval(), checkpoint.config.geometry.crop_px)
     transposed = _fold_transposes(model)
     shapes = {value.name: _dims(value) for value in model.graph.input if value.name != "crops"}
-    initializers = [
-        Initializer(
-            name,
-            shape[::-1] if name in transposed else shape,
-            _TYPES[dtype],
-            _blocks(checkpoint, name, dtype, name in transposed),
-        )
-        for name, shape in shapes.items()
-    ]
+    shapes = {name: shape[::-1] if name in transposed else shape for name, shape in shapes.items()}
     inputs = [value for value in model.graph.input if value.name == "crops"]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    write_graph(model, initializers, path, advance)
+    return Outline(model, shapes, frozenset(transposed))
 
 
 def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
@@ -194,7 +210,7 @@ def weight_bytes(checkpoint: Checkpoint, precision: str) -> int:
     return count * PRECISIONS[precision].itemsize
 
 
-_TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
+TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16}
 
 
 def trace(graph: nn.Module, image_size: int) -> onnx.ModelProto:
@@ -234,7 +250,7 @@ def _without_parameters() -> Iterator[None]:
         torch.onnx.export = export
 
 
-def _halve(model: onnx.ModelProto) -> None:
+def halve(model: onnx.ModelProto) -> None:
     """Turn the arithmetic behind the first layer's cast into f16, in place.
 
     Tracing in f16 would run the tower in f16, which a CPU does hundreds of times slower.
@@ -277,7 +293,7 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
-def _blocks(
+def parameter_blocks(
     checkpoint: Checkpoint, parameter: str, dtype: torch.dtype, transposed: bool
 ) -> Callable[[], Iterator[torch.Tensor]]:
     """The values of a parameter as the file wants them, a block of rows at a time."""

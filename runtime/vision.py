@@ -30,21 +30,8 @@ class OnnxTower:
     """A vision graph in ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int | None = None, *, mapped: bool = False) -> None:
-        import onnxruntime  # here, so that importing the runtime stays fast
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or available_cpus()
-        # Spinning workers starve llama.cpp's threads in the same process.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        if mapped:  # no packed or folded copies of the weights: slower, in little memory
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.enable_cpu_mem_arena = False
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session: Any = open_session(str(path), threads, mapped=mapped, cuda=True)
         except Exception as error:
             first = str(error).splitlines()[0]
             raise BackendError(f"{path}: ONNX Runtime cannot load this graph: {first}") from error
@@ -57,6 +44,36 @@ class OnnxTower:
         ]
         tokens: npt.NDArray[np.float32] = np.concatenate(parts)
         return tokens
+
+
+def open_session(
+    graph: str | bytes,
+    threads: int | None = None,
+    *,
+    mapped: bool = False,
+    cuda: bool = False,
+    arena: bool = True,
+) -> Any:
+    """An ONNX Runtime session of a file or a graph in memory; `cuda`: on a GPU if there is one.
+
+    `arena` keeps a session's working memory for its next run; many sessions together need it off.
+    """
+    import onnxruntime  # here, so that importing the runtime stays fast
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cpus()
+    # Spinning workers starve llama.cpp's threads in the same process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # CPUs without VNNI sum uint8 by int8 products in 16 bits, which saturates; there, weights become uint8.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena and not mapped
+    if mapped:  # no packed or folded copies of the weights: slower, in little memory
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 
 def open_tower(path: Path, threads: int | None = None, *, mapped: bool = False) -> VisionTower:

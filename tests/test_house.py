@@ -105,6 +105,7 @@ def test_wheel_holds_every_room_and_the_demonstration_bundle(base_bin: Path) -> 
     wanted |= {f"radvlm_edge/cli/{p.name}" for p in (ROOT / "src" / "radvlm_edge" / "cli").glob("*.py")}
     wanted |= {f"radvlm_edge/{room}/{p.name}" for room in ROOMS for p in (ROOT / room).glob("*.py")}
     wanted |= {f"radvlm_edge/benchmarks/{p.name}" for p in (ROOT / "benchmarks").glob("*.json")}
+    wanted |= {f"radvlm_edge/calibration/sets/{p.name}" for p in (ROOT / "calibration" / "sets").glob("*")}
     demo = ROOT / "src" / "radvlm_edge" / "demo.bundle"
     wanted |= {
         f"radvlm_edge/demo.bundle/{p.relative_to(demo).as_posix()}" for p in demo.rglob("*") if p.is_file()

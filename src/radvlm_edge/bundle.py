@@ -3,7 +3,7 @@
 bundle.json      what the bundle says about itself (this file's dataclasses)
 SHA256SUMS       digest of every other file, in sha256sum's own format
 SHA256SUMS.sig   optional: Ed25519 signature over it (signing.py)
-vision/          uint8 crops in, projected tokens out; image_newline.npy
+vision/          uint8 crops in, projected tokens out; image_newline.npy; int8.json: calibration of INT8
 language/        GGUF: language model, tokenizer, chat template
 parity.json      how each artefact compares with the checkpoint
 fidelity.json    optional: how answers of each combination of artefacts compare (export/fidelity.py)
@@ -44,7 +44,7 @@ class Artefact:
     role: str
     """`vision` or `language`."""
     precision: str
-    """`fp32`, `fp16` for vision; a llama.cpp file type (`F16`, `Q8_0`, …) for language."""
+    """`fp32`, `fp16`, `int8`, `int8-trt` for vision; for language a llama.cpp file type (`F16`, …)."""
     backend: str
     """`onnx` or `gguf`."""
     path: str

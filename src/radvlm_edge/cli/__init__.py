@@ -8,6 +8,7 @@ import sys
 import click
 
 from radvlm_edge.cli.bench import bench
+from radvlm_edge.cli.calibrate import calibrate
 from radvlm_edge.cli.chat import chat
 from radvlm_edge.cli.doctor import doctor
 from radvlm_edge.cli.export import export
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, export, fidelity, verify, doctor, bench, train, studies):
+for command in (infer, chat, plan, calibrate, export, fidelity, verify, doctor, bench, studies, train):
     cli.add_command(command)
 
 

@@ -11,8 +11,11 @@ from radvlm_edge.cli.options import need
 from radvlm_edge.runtime.devices import CLASSES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from radvlm_edge.export.checkpoint import Checkpoint
     from radvlm_edge.export.imatrix_file import ImportanceMatrix
+    from radvlm_edge.export.int8_table import Table
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -22,7 +25,18 @@ def _names(text: str) -> tuple[str, ...]:
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CKPT")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle folder.  [default: CKPT.bundle]")
-@click.option("--vision", default="fp32,fp16", show_default=True, help="Vision artefacts to write.")
+@click.option(
+    "--vision",
+    default="fp32,fp16",
+    show_default=True,
+    help="Vision artefacts to write: fp32, fp16, int8 (and int8-trt with it).",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Calibration for --vision int8, from `calibrate`.  [default: made now, on the set that ships]",
+)
 @click.option("--language", default="F16,Q8_0,Q4_K_M", show_default=True, help="Language artefacts to write.")
 @click.option(
     "--parity",
@@ -70,6 +84,7 @@ def export(
     checkpoint: Path,
     out: Path | None,
     vision: str,
+    calibration: Path | None,
     language: str,
     parity: str,
     render: str | None,
@@ -96,6 +111,8 @@ def export(
         from radvlm_edge import signing
 
         key = signing.load_private(sign)
+    if calibration is not None and "int8" not in _names(vision):
+        raise click.UsageError("--calibration is for --vision int8")
     out = out or checkpoint.with_name(checkpoint.resolve().name + ".bundle")
     bundle = export_checkpoint(
         checkpoint,
@@ -106,6 +123,7 @@ def export(
         render=render,
         device=device,
         imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
+        calibration=_calibration(calibration, out) if "int8" in _names(vision) else None,
         lora=lora,
         trim_vocab=trim_vocab,
         force=force,
@@ -137,6 +155,28 @@ def _imatrix(wanted: str, films: Path | None, out: Path | None, render: str | No
         if out is not None:
             matrix.save(out)
         return matrix
+
+    return give
+
+
+def _calibration(file: Path | None, out: Path) -> Any:
+    """What gives the exporter its calibration once the checkpoint is open."""
+
+    def give(checkpoint: Checkpoint, source_sha256: str, fp32_graph: Callable[[], Path]) -> Table:
+        from radvlm_edge.calibration import vision as stage
+        from radvlm_edge.cli.calibrate import films_for
+        from radvlm_edge.export.int8_table import load_table
+        from radvlm_edge.export.progress import Progress
+
+        if file is not None:
+            return load_table(file)
+        geometry = checkpoint.config.geometry
+        films = films_for(None, str(checkpoint.facts["render"]), geometry, out)
+        unfinished = out.with_name(f".{out.name}.calibration")
+        graph = fp32_graph()
+        return stage.calibrate(
+            graph, source_sha256, geometry, films, unfinished=unfinished, progress=Progress(_say)
+        )
 
     return give
 
