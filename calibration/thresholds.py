@@ -52,7 +52,7 @@ def mean_square(histogram: Histogram, tried: int = MSE_TRIED) -> float:
     The part of the error inside a step is not resolved by the bins where steps are narrower: it is
     step²/12 there.
     """
-    centres: Floats = (np.arange(len(histogram.counts)) + 0.5) * histogram.width
+    centres: Floats = (np.arange(len(histogram.counts), dtype=np.float64) + 0.5) * histogram.width
     candidates = np.arange(1, tried + 1) * (histogram.largest / tried)
     errors = [_square_error(histogram, centres, float(one)) for one in candidates]
     return float(candidates[int(np.argmin(errors))])

@@ -77,12 +77,12 @@ def kept_phantoms(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         films = draw_phantoms(first, count, short_px, geometry, workers)
-        arrays = {"crops": films.crops, "sizes": films.sizes} | vars(films.targets)
-        for name, array in arrays.items():
+        drawn: dict[str, Any] = {"crops": films.crops, "sizes": films.sizes} | vars(films.targets)
+        for name, array in drawn.items():
             np.save(partial / f"{name}.npy", array)
         (partial / "labels.pickle").write_bytes(pickle.dumps(films.labels))
         partial.rename(kept)
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in kept.glob("*.npy")}
+    arrays: dict[str, Any] = {path.stem: np.load(path, mmap_mode="r") for path in kept.glob("*.npy")}
     targets = Targets(arrays["areas"], arrays["presence"], arrays["boxes"])
     labels: list[Labels] = pickle.loads((kept / "labels.pickle").read_bytes())
     return PhantomSet(arrays["crops"], arrays["sizes"], targets, labels)

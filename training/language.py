@@ -34,7 +34,8 @@ FilmBlocks = Callable[[np.random.Generator, Any, Labels], list[Block]]
 def see(model: Any, crops: Any) -> torch.Tensor:
     """Grey crops `[B, V, S, S]` uint8 → the tower's features `[B, V, P, d]`."""
     flat = pixels_of(crops.reshape(-1, *crops.shape[2:]))
-    return features_of(model.model.vision_tower, flat).unflatten(0, crops.shape[:2])
+    hidden = features_of(model.model.vision_tower, flat)
+    return hidden.reshape(*crops.shape[:2], *hidden.shape[1:])
 
 
 def image_tokens_of(model: Any, features: torch.Tensor, sizes: Any) -> list[torch.Tensor]:

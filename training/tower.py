@@ -118,7 +118,7 @@ class TowerLoss:
         asked = [self.real.pick(rng) for _ in range(real)] if self.real else []
         shown = [cut(augment(rng, film.pixels), self.geometry)[0][:, 0] for film, _ in asked]
         hidden = features_of(tower, pixels_of(np.concatenate([crops, *shown])))
-        films = hidden[: len(crops)].unflatten(0, (phantoms, -1))
+        films = hidden[: len(crops)].reshape(phantoms, -1, *hidden.shape[1:])
         dense, boxes, presence, pooled = heads(films)
         place = hidden.device
         shares = torch.from_numpy(self.films.targets.areas[picked]).to(place)
