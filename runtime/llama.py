@@ -125,7 +125,13 @@ class Llama:
         if self._context:
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)
-            self._context = self._model = None
+            self._context = self._memory = self._vocab = self._model = None
+
+    def _live(self, handle: Any) -> Any:
+        """A pointer into llama.cpp, which would end the process where it has been freed."""
+        if handle is None:
+            raise BackendError("the reader has been closed; read its answers before that, or open it again")
+        return handle
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Token ids of `text`; with `special`, spellings of special tokens become those tokens.
@@ -134,7 +140,9 @@ class Llama:
         """
         raw = unicodedata.normalize("NFC", text).encode()
         ids = (llama_cpp.llama_token * (len(raw) + 2))()
-        count = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
+        count = llama_cpp.llama_tokenize(
+            self._live(self._vocab), raw, len(raw), ids, len(ids), False, special
+        )
         if count < 0:
             raise BackendError(f"llama.cpp cannot tokenise a text of {len(raw)} bytes")
         return list(ids[:count])
@@ -142,7 +150,7 @@ class Llama:
     def piece(self, token: int) -> bytes:
         """Bytes a token stands for; none for special tokens."""
         buffer = ctypes.create_string_buffer(256)
-        count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        count = llama_cpp.llama_token_to_piece(self._live(self._vocab), token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(count, 0)]
 
     def decode(self, items: list[int] | npt.NDArray[np.float32], start: int, sequence: int) -> None:
@@ -200,7 +208,7 @@ class Llama:
         return np.stack(found)
 
     def _run(self, batch: Any, start: int) -> None:
-        status = llama_cpp.llama_decode(self._context, batch)
+        status = llama_cpp.llama_decode(self._live(self._context), batch)
         if status != 0:
             raise BackendError(
                 f"llama.cpp could not run {batch.n_tokens} tokens at position {start} (status {status}); "
@@ -209,32 +217,32 @@ class Llama:
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
+        pointer = llama_cpp.llama_get_logits_ith(self._live(self._context), index)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
 
     def fork(self, source: int, target: int) -> None:
         """Let sequence `target` share everything `source` holds."""
-        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._live(self._memory), target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._live(self._memory), source, target, -1, -1)
 
     def forget(self, sequence: int, start: int = -1) -> None:
         """Drop a sequence from position `start` on (-1: all of it)."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        llama_cpp.llama_memory_seq_rm(self._live(self._memory), sequence, start, -1)
 
     def length(self, sequence: int) -> int:
         """Positions a sequence holds."""
-        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+        return int(llama_cpp.llama_memory_seq_pos_max(self._live(self._memory), sequence)) + 1
 
     def state_bytes(self, sequence: int) -> int:
         """Size of what `save` would return."""
-        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
+        return int(llama_cpp.llama_state_seq_get_size(self._live(self._context), sequence))
 
     def save(self, sequence: int) -> bytearray:
         """K and V of a sequence as llama.cpp serialises them."""
         size = self.state_bytes(sequence)
         state = bytearray(size)
         buffer = (ctypes.c_uint8 * size).from_buffer(state)  # no copy
-        written = llama_cpp.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        written = llama_cpp.llama_state_seq_get_data(self._live(self._context), buffer, size, sequence)
         del buffer  # it holds the length
         del state[written:]
         return state
@@ -243,5 +251,5 @@ class Llama:
         """Put a saved sequence back; bitwise what it was."""
         source = np.frombuffer(state, np.uint8)  # no copy
         pointer = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if not llama_cpp.llama_state_seq_set_data(self._context, pointer, len(source), sequence):
+        if not llama_cpp.llama_state_seq_set_data(self._live(self._context), pointer, len(source), sequence):
             raise BackendError("llama.cpp refused a saved K/V state; look at the film again")

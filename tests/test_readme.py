@@ -54,3 +54,9 @@ def test_links_lead_somewhere() -> None:
 def test_every_command_is_named() -> None:
     for name in cli.commands:
         assert f"radvlm-edge {name}" in README, name
+
+
+def test_the_model_cards_tables_are_the_measured_figures() -> None:
+    script = ROOT / "tools" / "nano_card.py"
+    result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

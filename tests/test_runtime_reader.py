@@ -142,3 +142,13 @@ def test_damaged_weights_are_refused_even_unverified(tiny_bundle: Path, tmp_path
             Reader.open(copy)
         with pytest.raises(BackendError, match="cannot load"):
             Reader.open(copy, verify=False)
+
+
+def test_a_closed_reader_is_one_line_and_no_crash(tiny_bundle: Path, films: list[Path]) -> None:
+    with Reader.open(tiny_bundle, Options(max_tokens=4)) as reader:
+        study = reader.look(films[0])
+        lazy = study.ask("any effusion?")
+    with pytest.raises(BackendError, match="the reader has been closed"):
+        _ = lazy.text
+    with pytest.raises(BackendError, match="the reader has been closed"):
+        study.ask("any edema?")
