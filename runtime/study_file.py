@@ -155,9 +155,11 @@ def _decrypt(nonce: str, preamble: memoryview, payload: memoryview, secret: byte
 
     decryptor = _aes(secret, nonce, bytes(payload[-TAG_BYTES:])).decryptor()
     decryptor.authenticate_additional_data(bytes(preamble))
-    state = bytearray()
+    state = bytearray(len(payload) - TAG_BYTES)
+    at = 0
     for piece in _pieces(payload[:-TAG_BYTES]):
-        state += decryptor.update(piece)
+        state[at : at + len(piece)] = decryptor.update(piece)
+        at += len(piece)
     try:
         decryptor.finalize()
     except InvalidTag:
