@@ -22,8 +22,9 @@ import numpy as np
 
 from radvlm_edge.benchmarks.latency import machine
 from radvlm_edge.runtime import prompts
+from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.llama import TAIL
-from radvlm_edge.runtime.reader import Answer, Options, Reader, Study
+from radvlm_edge.runtime.reader import Options, Reader, Study
 
 QUESTIONS = [*prompts.task_questions("checklist"), *(prompts.TASKS[name] for name in ("classify", "report"))]
 TIE = 0.01

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +17,11 @@ import numpy.typing as npt
 from radvlm_edge.bundle import Bundle, demo_bundle
 from radvlm_edge.errors import QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
-from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
-from radvlm_edge.runtime.many import Written
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
@@ -68,18 +66,6 @@ class Options:
     """File with its AES-256-GCM key; `None`: the key in `RADVLM_EDGE_STUDY_KEY`, else it is in the clear."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one answer went, in milliseconds."""
-
-    prefill_ms: float
-    """Running what was not in the K/V state yet: for a film's first answer the film itself too."""
-    first_token_ms: float
-    """`prefill_ms` and choosing the first token."""
-    decode_ms: float
-    """From the first token to the last."""
-
-
 @dataclass
 class Looked:
     """What looking at a film took, in milliseconds."""
@@ -90,100 +76,6 @@ class Looked:
     prefill_ms: float = 0.0
     cache_ms: float = 0.0
     """Looking the film up in the study cache, and writing it there."""
-
-
-class Answer:
-    """An answer being written. Iterate it to stream; any attribute waits for the end."""
-
-    def __init__(self, study: Study, question: str, steps: Callable[[], Iterator[str]]) -> None:
-        self.question = question
-        self._study = study
-        self._pieces: list[str] = []
-        self._stream = steps()
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-        self._prefilled = 0
-        self._stop = ""
-        self._timing = Timing(0.0, 0.0, 0.0)
-
-    def __iter__(self) -> Iterator[str]:
-        index = 0
-        while True:
-            while index < len(self._pieces):
-                yield self._pieces[index]
-                index += 1
-            piece = next(self._stream, None)
-            if piece is None:
-                return
-            self._pieces.append(piece)
-
-    def finish(self) -> Answer:
-        """Decode to the end."""
-        for _ in self:
-            pass
-        return self
-
-    @classmethod
-    def _of(cls, study: Study, question: str, text: str, written: Written) -> Answer:
-        """An answer already written."""
-        answer = cls(study, question, lambda: iter(()))
-        answer._pieces, answer._stop = [text], written.stop
-        answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
-        first_ms = written.prefill_ms + written.first_ms
-        answer._timing = Timing(written.prefill_ms, first_ms, written.decode_ms)
-        return answer
-
-    @property
-    def text(self) -> str:
-        self.finish()
-        return "".join(self._pieces).strip()
-
-    @property
-    def boxes(self) -> tuple[Box, ...]:
-        layout = self._study.layout
-        return parse_boxes(self.text, layout.height, layout.width)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Findings the answer affirms."""
-        return parse_labels(self.text)
-
-    @property
-    def confidence(self) -> float:
-        """Geometric mean of the probabilities the model gave the answer's tokens; uncalibrated."""
-        self.finish()
-        return math.exp(sum(self._logprobs) / len(self._logprobs))
-
-    @property
-    def tokens(self) -> int:
-        """Answer length in tokens, the stop token not counted."""
-        self.finish()
-        return len(self._ids)
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens really prefilled for this answer; what was in the K/V state already is not counted.
-
-        A film's first answer counts the film's own tokens.
-        """
-        self.finish()
-        return self._prefilled
-
-    @property
-    def stop(self) -> str:
-        """`eos` if the model ended its answer, `length` if `max_tokens` did."""
-        self.finish()
-        return self._stop
-
-    @property
-    def timing(self) -> Timing:
-        self.finish()
-        return self._timing
-
-    @property
-    def provenance(self) -> dict[str, object]:
-        """Which bundle, artefacts and film this answer comes from."""
-        return self._study.provenance
 
 
 @dataclass(eq=False)

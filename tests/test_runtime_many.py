@@ -19,9 +19,10 @@ from PIL import Image
 from radvlm_edge.benchmarks.studies import TIE, leads, parting
 from radvlm_edge.errors import QuestionError
 from radvlm_edge.runtime import llama, prompts
+from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.answers import LABELS
 from radvlm_edge.runtime.many import common_stem
-from radvlm_edge.runtime.reader import Answer, Options, Reader, Study
+from radvlm_edge.runtime.reader import Options, Reader, Study
 
 ROOT = Path(__file__).parents[1]
 CLI = Path(sys.executable).with_name("radvlm-edge")

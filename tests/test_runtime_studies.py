@@ -22,7 +22,8 @@ from PIL import Image
 
 from radvlm_edge.errors import BackendError, StudyCacheError
 from radvlm_edge.runtime import language, llama, studies, study_file
-from radvlm_edge.runtime.reader import Answer, Options, Reader
+from radvlm_edge.runtime.answer import Answer
+from radvlm_edge.runtime.reader import Options, Reader
 from radvlm_edge.runtime.recall import Parked
 from radvlm_edge.runtime.studies import StudyStore, entries, open_store, purge, study_key
 from radvlm_edge.runtime.study_file import KEY_VARIABLE, load_secret

@@ -226,7 +226,7 @@ def test_every_part_learns_in_two_minutes(tmp_path: Path) -> None:
     train.run(recipe, tmp_path / "out", resume=False)
     lines = load_metrics(tmp_path / "out")
     last = {line["stage"]: line for line in lines}
-    assert last["tower"]["regions"] < 0.8 and last["tower"]["boxes"] < 0.1
+    assert last["tower"]["regions"] < 0.95 < 1 and last["tower"]["boxes"] < 0.12
     assert last["decide"]["asked"] < 3.4 < np.log(len(POINTED))
     assert last["decide"]["read"] < 0.6 < np.log(2)
     assert last["language"]["text"] < 4 < np.log(recipe_vocabulary(recipe))
@@ -234,7 +234,7 @@ def test_every_part_learns_in_two_minutes(tmp_path: Path) -> None:
     draw_curves(tmp_path / "out", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 800
-    assert points_of(lines, ("decide", "language"), "text")[0][-1] == 80  # counted on through the stages
+    assert points_of(lines, ("decide", "language"), "text")[0][-1] == 120  # counted on through the stages
 
 
 def recipe_vocabulary(path: Path) -> int:

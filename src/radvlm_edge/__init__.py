@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from radvlm_edge.errors import RadvlmError
 
 if TYPE_CHECKING:
-    from radvlm_edge.runtime.reader import Answer, Options, Reader, Study
+    from radvlm_edge.runtime.answer import Answer
+    from radvlm_edge.runtime.reader import Options, Reader, Study
 
 __all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
 

@@ -22,8 +22,9 @@ from radvlm_edge.cli.options import (
 from radvlm_edge.errors import QuestionError, RadvlmError
 
 if TYPE_CHECKING:
+    from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.choices import Choice
-    from radvlm_edge.runtime.reader import Answer, Reader, Study
+    from radvlm_edge.runtime.reader import Reader, Study
 
 
 @click.command()

@@ -1,0 +1,120 @@
+"""An answer while it is written and afterwards: text, boxes, labels, counts, timing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.many import Written
+    from radvlm_edge.runtime.reader import Study
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one answer went, in milliseconds."""
+
+    prefill_ms: float
+    """Running what was not in the K/V state yet: for a film's first answer the film itself too."""
+    first_token_ms: float
+    """`prefill_ms` and choosing the first token."""
+    decode_ms: float
+    """From the first token to the last."""
+
+
+class Answer:
+    """An answer being written. Iterate it to stream; any attribute waits for the end."""
+
+    def __init__(self, study: Study, question: str, steps: Callable[[], Iterator[str]]) -> None:
+        self.question = question
+        self._study = study
+        self._pieces: list[str] = []
+        self._stream = steps()
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._prefilled = 0
+        self._stop = ""
+        self._timing = Timing(0.0, 0.0, 0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        index = 0
+        while True:
+            while index < len(self._pieces):
+                yield self._pieces[index]
+                index += 1
+            piece = next(self._stream, None)
+            if piece is None:
+                return
+            self._pieces.append(piece)
+
+    def finish(self) -> Answer:
+        """Decode to the end."""
+        for _ in self:
+            pass
+        return self
+
+    @classmethod
+    def _of(cls, study: Study, question: str, text: str, written: Written) -> Answer:
+        """An answer already written."""
+        answer = cls(study, question, lambda: iter(()))
+        answer._pieces, answer._stop = [text], written.stop
+        answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
+        first_ms = written.prefill_ms + written.first_ms
+        answer._timing = Timing(written.prefill_ms, first_ms, written.decode_ms)
+        return answer
+
+    @property
+    def text(self) -> str:
+        self.finish()
+        return "".join(self._pieces).strip()
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        layout = self._study.layout
+        return parse_boxes(self.text, layout.height, layout.width)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Findings the answer affirms."""
+        return parse_labels(self.text)
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities the model gave the answer's tokens; uncalibrated."""
+        self.finish()
+        return math.exp(sum(self._logprobs) / len(self._logprobs))
+
+    @property
+    def tokens(self) -> int:
+        """Answer length in tokens, the stop token not counted."""
+        self.finish()
+        return len(self._ids)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens really prefilled for this answer; what was in the K/V state already is not counted.
+
+        A film's first answer counts the film's own tokens.
+        """
+        self.finish()
+        return self._prefilled
+
+    @property
+    def stop(self) -> str:
+        """`eos` if the model ended its answer, `length` if `max_tokens` did."""
+        self.finish()
+        return self._stop
+
+    @property
+    def timing(self) -> Timing:
+        self.finish()
+        return self._timing
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """Which bundle, artefacts and film this answer comes from."""
+        return self._study.provenance
