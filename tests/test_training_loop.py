@@ -44,8 +44,8 @@ model: {crop_px: 28, patch_px: 14, pinpoints: [[28, 28], [28, 56], [56, 28], [56
         tower_width: 32, tower_layers: 1, tower_heads: 2, tower_mlp: 32,
         hidden: 32, intermediate: 32, layers: 2, heads: 2, kv_heads: 1}
 films: {phantoms: 8, short_px: [60, 70], real: false}
+patches: {steps: 2, rate: 0.001, patches: 16}
 tower: {steps: 4, phantoms: 2, real: 0, rate: 0.001}
-detail: {steps: 2, phantoms: 1, real: 0, rate: 0.001, windows: 4}
 decide: {steps: 2, phantoms: 2, real: 0, rate: 0.001}
 language: {steps: 4, phantoms: 2, real: 0, rate: 0.001}
 joint: {steps: 2, phantoms: 1, real: 0, rate: 0.0005, tower_rate: 0.0001}

@@ -19,7 +19,7 @@ matplotlib.use("Agg")  # no window: the machine may have no screen
 from matplotlib import pyplot
 
 PANELS = (
-    ("tower: losses", ("tower", "detail"), ("dense", "regions", "presence", "boxes", "real")),
+    ("tower: losses", ("patches", "tower"), ("shown", "dense", "regions", "presence", "boxes", "real")),
     ("language: losses", ("decide", "language", "joint"), ("text", "yesno", "point", "asked", "read")),
     ("language: yes/no right in training", ("decide", "language", "joint"), ("right",)),
 )

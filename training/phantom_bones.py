@@ -75,7 +75,7 @@ def _broken(line: Points, where: Break) -> tuple[Points, Points]:
     inner, outer = line[: cut + 1], line[cut:].copy()
     turn = np.linspace(1, 0, len(outer))[:, None]
     along = outer[0] - inner[-2]
-    gap = 0.045 * along / np.hypot(*along) + np.array([0, where.step_off])
+    gap = 0.055 * along / np.hypot(*along) + np.array([0, where.step_off])
     return inner, outer + gap * turn
 
 
@@ -100,7 +100,7 @@ def bone_field(rng: np.random.Generator, anatomy: Anatomy, pose: Pose, breaks: l
             for part, end in ((inner, inner[-1]), (outer, outer[0])):
                 _ribbons(back, part[None], half, _BACK, _BACK + 45)
                 cap = np.array([(end[0], end[1] - half), (end[0], end[1] + half)])
-                back.line(cap, _BACK + 80, pose.unit * 0.014)  # the broken end, seen along its cortex
+                back.line(cap, _BACK + 150, pose.unit * 0.018)  # the broken end, seen along its cortex
         _ribbons(front, front_lines(lung, lines[1:8]), half * 1.1, _FRONT, _FRONT + 22)
     for side, sign in SIDES.items():
         _shoulder(rng, other, anatomy, sign)

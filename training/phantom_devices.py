@@ -95,11 +95,11 @@ def device(rng: np.random.Generator, scene: Scene, case: Case) -> Mask:
         path = (_endotracheal if case.kind == "endotracheal tube" else _chest_tube)(rng, scene)
         wide = 0.028 if case.kind == "endotracheal tube" else 0.034
         own.line(path, value * 0.35, unit * wide)
-        own.line(path + np.array([wide * 0.5, 0]), value, max(1.0, unit * 0.007))
-        own.line(path - np.array([wide * 0.5, 0]), value * 0.6, max(1.0, unit * 0.006))
+        own.line(path + np.array([wide * 0.5, 0]), value, max(1.4, unit * 0.010))
+        own.line(path - np.array([wide * 0.5, 0]), value * 0.7, max(1.2, unit * 0.009))
     else:
         path = (_nasogastric if case.kind == "nasogastric tube" else _central_line)(rng, scene)
-        own.line(path, value, max(1.0, unit * (0.012 if case.kind == "nasogastric tube" else 0.009)))
+        own.line(path, value, max(1.4, unit * (0.016 if case.kind == "nasogastric tube" else 0.012)))
     scene.metal.image.paste(own.image, mask=own.image.point(lambda level: 255 * (level > 0)))
     return own.mask()
 

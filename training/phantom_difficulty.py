@@ -48,11 +48,11 @@ GRADES = {
         Grade("moderate", 0.39, 0.22, 0.60),
         Grade("large", 0.25, 0.60, 1.90),
     ),
-    # depth of the air at the apex; 0.04 is a rim of about five pixels
+    # depth of the air at the apex; 0.05 is a rim of about seven pixels
     "pneumothorax": (
-        Grade("small", 0.35, 0.04, 0.09),
-        Grade("moderate", 0.37, 0.09, 0.22),
-        Grade("large", 0.28, 0.22, 0.50),
+        Grade("small", 0.20, 0.05, 0.10),
+        Grade("moderate", 0.40, 0.10, 0.26),
+        Grade("large", 0.40, 0.26, 0.60),
     ),
     # cardiothoracic ratio
     "cardiomegaly": (
@@ -66,11 +66,11 @@ GRADES = {
         Grade("moderate", 0.42, 0.15, 0.26),
         Grade("large", 0.28, 0.26, 0.40),
     ),
-    # radius; 0.018 is a disc of six pixels across
+    # radius; 0.022 is a disc of seven pixels across
     "lung lesion": (
-        Grade("small", 0.35, 0.018, 0.034),
-        Grade("medium", 0.40, 0.034, 0.07),
-        Grade("large", 0.25, 0.07, 0.15),
+        Grade("small", 0.25, 0.022, 0.036),
+        Grade("medium", 0.45, 0.036, 0.08),
+        Grade("large", 0.30, 0.08, 0.16),
     ),
     # share of air lost around the hila
     "edema": (
@@ -80,18 +80,18 @@ GRADES = {
     ),
     # half length of a plate, or of a collapsed wedge
     "atelectasis": (
-        Grade("minor", 0.45, 0.14, 0.26),
-        Grade("marked", 0.55, 0.28, 0.50),
+        Grade("minor", 0.45, 0.16, 0.28),
+        Grade("marked", 0.55, 0.30, 0.50),
     ),
     # how well a device shows, as a factor on its contrast
     "support devices": (
-        Grade("faint", 0.30, 0.60, 0.85),
-        Grade("clear", 0.70, 0.85, 1.40),
+        Grade("faint", 0.20, 0.90, 1.30),
+        Grade("clear", 0.80, 1.30, 2.20),
     ),
     # step-off between the two ends of the rib
     "fracture": (
-        Grade("slight", 0.35, 0.030, 0.050),
-        Grade("displaced", 0.65, 0.050, 0.110),
+        Grade("slight", 0.25, 0.040, 0.060),
+        Grade("displaced", 0.75, 0.060, 0.120),
     ),
 }
 """Finding → its grades; within a grade sizes are uniform."""

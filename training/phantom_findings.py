@@ -74,10 +74,10 @@ def pneumothorax(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | N
     if not _seen(scene, area):
         return None
     scene.markings = scene.markings * (1 - 0.95 * area)
-    scene.density = scene.density - area * rng.uniform(0.04, 0.08)
+    scene.density = scene.density - area * rng.uniform(0.08, 0.13)
     if case.size > 0.2:
         scene.density = scene.density + 0.22 * case.size * shrunk * scene.hull[case.side]
-    scene.bright.line(line[8:-3], rng.uniform(150, 230), max(1.0, scene.pose.unit * 0.009))
+    scene.bright.line(line[8:-3], rng.uniform(190, 255), max(1.2, scene.pose.unit * 0.012))
     return scene.full(area)
 
 
@@ -119,8 +119,8 @@ def lesion(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
     radius = case.size * np.array([pose.unit_x, pose.unit_y]) * rng.uniform(0.85, 1.15, 2)
     radius = np.maximum(radius, 1.6)
     phases, lobes = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0, 0.13, 3)
-    contrast = 0.13 + 0.9 * min(case.size, 0.08) * rng.uniform(0.8, 1.3)
-    softness = rng.uniform(0.25, 0.6)
+    contrast = 0.24 + 1.2 * min(case.size, 0.08) * rng.uniform(0.8, 1.3)
+    softness = rng.uniform(0.2, 0.45)
     for _ in range(12):
         cx, cy = _place(rng, lung, case.size)
         px, py = pose.pixels([(cx, cy)])[0]
@@ -188,13 +188,13 @@ def _plate(rng: np.random.Generator, scene: Scene, case: Case) -> Mask | None:
     inside = 0 <= row < scene.x.shape[0] and 0 <= column < scene.x.shape[1]
     if not inside or scene.air[case.side][row, column] * scene.hull[case.side][row, column] < 0.6:
         return None
-    width = max(1.3, pose.unit * rng.uniform(0.012, 0.026))
+    width = max(1.6, pose.unit * rng.uniform(0.016, 0.030))
     own = Canvas(pose)
     for start, stop, share in ((0, 12, 0.55), (2, 10, 1.0)):
         own.line(line[start:stop], 255 * share, width * (0.6 + 0.4 * share))
     hull = pose.enlarge_mask(scene.hull[case.side] > 0.5)
     mask = own.mask() & hull
-    value = rng.uniform(115, 185)
+    value = rng.uniform(165, 240)
     for start, stop, share in ((0, 12, 0.55), (2, 10, 1.0)):
         scene.bright.line(line[start:stop], value * share, width * (0.6 + 0.4 * share))
     return mask

@@ -30,16 +30,16 @@ class Stage:
     """One stage of optimisation. A budget is a number of steps, never of minutes."""
 
     steps: int
-    phantoms: int
-    """Phantoms in each step."""
-    real: int
-    """Real films in each step."""
     rate: float
     """Peak learning rate of what the stage teaches first."""
+    phantoms: int = 0
+    """Phantoms in each step."""
+    real: int = 0
+    """Real films in each step."""
     tower_rate: float = 0.0
     """Peak learning rate of the tower in a stage about language."""
-    windows: int = 0
-    """Windows around small findings in each step of the stage about detail."""
+    patches: int = 0
+    """Patches in each step of the stage about patches."""
     decay_over: int = 0
     """Steps after which the rate would reach zero; 0: those of the stage."""
 
@@ -53,8 +53,8 @@ class Recipe:
     vocab_size: int
     model: Sizes
     films: FilmsPlan
+    patches: Stage
     tower: Stage
-    detail: Stage
     decide: Stage
     language: Stage
     joint: Stage

@@ -1,4 +1,4 @@
-"""Stage 1: the tower learns what every patch shows, before any language."""
+"""Stage 2: the tower learns what every patch shows, before any language."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ LEAST_WEIGHT, MOST_WEIGHT = 4.0, 60.0
 """Bounds of how much more a patch of something counts than a patch without it: the rarer, the more."""
 
 
+def local_layers(tower: Any) -> list[Any]:
+    """The first third looks at one patch each: its attention adds nothing until the whole tower moves.
+
+    Trained with all the rest, whole films undo within minutes what single patches have taught.
+    """
+    layers = tower.vision_model.encoder.layers
+    return list(layers[: len(layers) // 3])
+
+
+def settle(tower: Any, settled: bool) -> list[nn.Parameter]:
+    """Hold the embedding and the local layers as they are, or let them move again; returns what moves."""
+    for module in (tower.vision_model.embeddings, *local_layers(tower)):
+        module.requires_grad_(not settled)
+    return [one for one in tower.parameters() if one.requires_grad]
+
+
 def pixels_of(crops: Any) -> torch.Tensor:
     """Grey crops `[n, S, S]` uint8 → the tower's input `[n, 3, S, S]`, mean and std 0.5."""
     grey = torch.from_numpy(np.array(crops)).to(torch.float32) / 255
@@ -39,7 +55,7 @@ def features_of(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def start_tower(tower: Any, crops: Any, seed: int) -> None:
-    """Whiten the patch embedding and lay down sin-cos positions.
+    """Whiten the patch embedding, lay down sin-cos positions, silence the attention of the local layers.
 
     Neighbouring pixels are so alike that random filters see only brightness: filters along the
     patches' principal axes, scaled to equal spread, let the layers behind them see edges.
@@ -62,6 +78,9 @@ def start_tower(tower: Any, crops: Any, seed: int) -> None:
         embeddings.patch_embedding.weight.copy_(grey_weight.expand(-1, 3, -1, -1))
         embeddings.patch_embedding.bias.copy_(torch.from_numpy(-(weight @ mean)))
         embeddings.position_embedding.weight.copy_(torch.from_numpy(position))
+        for layer in local_layers(tower):
+            layer.self_attn.out_proj.weight.zero_()
+            layer.self_attn.out_proj.bias.zero_()
 
 
 def _sin_cos(side: int, width: int) -> Any:
@@ -104,7 +123,7 @@ class Heads(nn.Module):
 
 
 class TowerLoss:
-    """Batches and losses of stage 1: films with all their views, each of which is also asked for boxes of
+    """Batches and losses of stage 2: films with all their views, each of which is also asked for boxes of
     the whole film, so that a tile's features say where on the film it lies."""
 
     def __init__(self, films: PhantomSet, real: RealSet | None, geometry: Geometry, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Recipe → checkpoint: films, tokenizer, four stages, figures, provenance."""
+"""Recipe → checkpoint: films, tokenizer, five stages, figures, provenance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from radvlm_edge.errors import OutputError
 from radvlm_edge.training.curriculum import film_conversations, film_exchanges, real_exchanges
 from radvlm_edge.training.decide import deciding_blocks
-from radvlm_edge.training.detail import DetailLoss
 from radvlm_edge.training.evaluate import evaluate
 from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, kept_phantoms, load_real
 from radvlm_edge.training.instructions import Labels
@@ -28,10 +27,11 @@ from radvlm_edge.training.language import LanguageLoss, see, talking_blocks
 from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import build_model, save_checkpoint
 from radvlm_edge.training.nih_labels import PICK
+from radvlm_edge.training.patches import PatchLoss
 from radvlm_edge.training.pointing import Aids
 from radvlm_edge.training.recipe import Recipe, load_recipe
 from radvlm_edge.training.tokenizer import build_tokenizer
-from radvlm_edge.training.tower import Heads, TowerLoss, start_tower
+from radvlm_edge.training.tower import Heads, TowerLoss, settle, start_tower
 
 CITATION = (
     "Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: Hospital-scale Chest X-ray Database and "
@@ -103,22 +103,25 @@ def learn_tokenizer(films: PhantomSet, recipe: Recipe) -> Tokenizer:
 def _teach(
     model: Any, tokenizer: Tokenizer, films: PhantomSet, real: RealSet | None, recipe: Recipe, out: Path
 ) -> None:
-    """The four stages; each leaves its state in `out`, where a resumed run finds it."""
+    """The five stages; each leaves its state in `out`, where a resumed run finds it."""
     geometry, plan = recipe.model.geometry(recipe.vocab_size), recipe.tower
     tower = model.model.vision_tower
     torch.manual_seed(recipe.seed)
     start_tower(tower, films.crops[:, 0], recipe.seed)
+    close = recipe.patches
+    reading = PatchLoss(films, geometry, recipe.seed + 2, recipe.model.tower_width)
+    narrow = [{"params": [*tower.parameters(), *reading.head.parameters()], "lr": close.rate}]
+    seen: dict[str, torch.nn.Module] = {"tower": tower, "head": reading.head}
+    stage = Stage("patches", out, seen, narrow, close.steps, recipe.save_every, close.decay_over)
+    stage.run(lambda step: reading(tower, step, close.patches))
+
     heads = Heads(recipe.model.tower_width)
     seeing = TowerLoss(films, real, geometry, recipe.seed)
-    decayed = [{"params": [*tower.parameters(), *heads.parameters()], "lr": plan.rate}]
+    decayed = [{"params": [*settle(tower, True), *heads.parameters()], "lr": plan.rate}]
     watched: dict[str, torch.nn.Module] = {"tower": tower, "heads": heads}
     stage = Stage("tower", out, watched, decayed, plan.steps, recipe.save_every, plan.decay_over)
     stage.run(lambda step: seeing(tower, heads, step, plan.phantoms, plan.real))
-    close = recipe.detail
-    looking = DetailLoss(films, real, geometry, recipe.seed + 1)
-    closer = [{"params": [*tower.parameters(), *heads.parameters()], "lr": close.rate}]
-    stage = Stage("detail", out, watched, closer, close.steps, recipe.save_every, close.decay_over)
-    stage.run(lambda step: looking(tower, heads, step, close.phantoms, close.real, close.windows))
+    settle(tower, False)
 
     watching = {id(one) for one in tower.parameters()}
     speaking = [one for one in model.parameters() if id(one) not in watching]
