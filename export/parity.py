@@ -59,7 +59,7 @@ TEXTS = (
 ANSWER_TOKENS = 48
 QUICK_IMAGE_TOKENS = 256
 """Image tokens in front of the questions whose logits are compared."""
-LARGE = 1 << 30
+LARGE = 1 << 28
 """Bytes of an artefact from which engines are held to mapped weights: repacked copies would fill memory."""
 
 
