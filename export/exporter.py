@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from radvlm_edge.bundle import SCHEMA, Bundle, Manifest
+from radvlm_edge.bundle import PHRASES, SCHEMA, Bundle, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
 from radvlm_edge.export import quantisation, vision_int8
@@ -87,6 +87,9 @@ def export_checkpoint(
         language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
         np.save(writer.path("vision/image_newline.npy"), newline)
+        phrases = folder / Path(PHRASES).name
+        if phrases.exists() and checkpoint.facts["redistributable"]:  # answers may hold what patients have
+            writer.path(PHRASES).write_bytes(phrases.read_bytes())
         report.stage("golden values: the checkpoint in transformers, layer by layer")
         writer.make(writer.place("golden.npz"), lambda path: write_golden(checkpoint, path))
         figures: dict[str, Any] = {"level": "none"}

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
 from radvlm_edge.runtime.choices import score
-from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, build_identity
+from radvlm_edge.runtime.drafting import Drafter, Phrases
+from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, Row, build_identity
 from radvlm_edge.runtime.many import Together, Written
 from radvlm_edge.runtime.vision import available_cpus
 
@@ -48,6 +49,8 @@ class LanguageModel:
             repack=repack,
         )
         self.prefix_tokens = 0
+        self.passes = 0
+        """Passes over the weights the last answer's tokens took, the prefill's apart."""
         self._head: list[int] = []
         self._tail: list[int] = []
 
@@ -147,20 +150,49 @@ class LanguageModel:
         for step in self.steps(stop_ids=stop_ids, max_tokens=max_tokens):
             yield step.token
 
-    def steps(self, *, stop_ids: Sequence[int], max_tokens: int) -> Iterator[Step]:
-        """Decode greedily after `prefill`; a stop id is yielded last and not run."""
-        began = time.perf_counter()
-        for index in range(max_tokens):
-            logits = self._llama.logits()
-            token = int(logits.argmax())
-            logprob = float(logits[token] - _logsumexp(logits))
-            now = time.perf_counter()
-            yield Step(token, logprob, (now - began) * 1e3)
-            if token in stop_ids or index + 1 == max_tokens:
-                return
-            began = time.perf_counter()
-            self._llama.decode([token], self.prefix_tokens + len(self._tail), TAIL)
+    def steps(
+        self, *, stop_ids: Sequence[int], max_tokens: int, phrases: Phrases | None = None
+    ) -> Iterator[Step]:
+        """Decode greedily after `prefill`; a stop id is yielded last and not run.
+
+        With `phrases`, the next tokens are guessed and checked in one pass (drafting.py).
+        """
+        drafter = Drafter(phrases, self._tail, stop_ids) if phrases is not None else None
+        self.passes, left, guessed = 0, max_tokens, list[int]()
+        began, rows = time.perf_counter(), self._llama.logits()[None]
+        while True:
+            right = 0
+            for logits, expected in zip(rows, [*guessed, None], strict=True):
+                token = int(logits.argmax())
+                logprob = float(logits[token] - _logsumexp(logits))
+                now = time.perf_counter()
+                yield Step(token, logprob, (now - began) * 1e3)
+                left -= 1
+                if token in stop_ids or not left:
+                    return  # guesses behind it are forgotten by the next prefill
+                began = time.perf_counter()
+                if drafter is not None:
+                    drafter.add(token)
+                if token != expected:
+                    break
+                self._tail.append(token)
+                right += 1
+            if drafter is not None:
+                if guessed:
+                    self._llama.forget(TAIL, self.prefix_tokens + len(self._tail))
+                    drafter.learn(len(guessed), right)
+                guessed = drafter.guess(left - 1)
+            rows = self._next_rows([token, *guessed])
             self._tail.append(token)
+
+    def _next_rows(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Run tokens behind the tail; logits `[n, vocab]` after each."""
+        self.passes += 1
+        start = self.prefix_tokens + len(self._tail)
+        if len(tokens) == 1:
+            self._llama.decode(tokens, start, TAIL)
+            return self._llama.logits()[None]
+        return self._llama.run([Row(token, start + at, TAIL, True) for at, token in enumerate(tokens)])
 
     def write_together(
         self, tails: Sequence[list[int]], *, stop_ids: Sequence[int], max_tokens: int

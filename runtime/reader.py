@@ -14,11 +14,12 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from radvlm_edge.bundle import Bundle, demo_bundle
-from radvlm_edge.errors import QuestionError, StudyCacheError
+from radvlm_edge.bundle import PHRASES, Bundle, demo_bundle
+from radvlm_edge.errors import BackendError, QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
+from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
@@ -51,6 +52,10 @@ class Options:
     """Read CT, MR and the like too."""
     frame: int | None = None
     """Frame of a multi-frame file, from 0."""
+    drafts: bool = True
+    """Guess what an answer says next and let the model check several tokens in one pass."""
+    phrases: Path | None = None
+    """Text file of answers, one a line, to guess from, beside the bundle's own. It stays on this machine."""
     force: bool = False
     """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
     study_memory: int = 2 << 30
@@ -179,6 +184,7 @@ class Reader:
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
         self._writing: Answer | None = None
+        self._phrases = Phrases(self._known_answers) if options.drafts else None
         head, _ = prompts.render([prompts.Turn("?")], bundle.manifest.prompting)
         self._recall = Recall(
             language,
@@ -215,6 +221,10 @@ class Reader:
             raise StudyCacheError(
                 f"{options.study_cache}: studies are kept under their bundle's digests, which were not "
                 "checked; open the bundle with verify=True"
+            )
+        if options.phrases is not None and not options.phrases.is_file():
+            raise BackendError(
+                f"{options.phrases}: no such file of phrases; give a text file, an answer a line"
             )
         bundle = Bundle.open(folder or demo_bundle())
         vision = bundle.path(bundle.artefact("vision", options.vision))
@@ -281,6 +291,13 @@ class Reader:
     def _encode(self, views: npt.NDArray[np.uint8], layout: crops.Layout) -> npt.NDArray[np.float32]:
         """Image tokens `[t, d]` of crops `[n, 3, S, S]`."""
         return anyres.pack(self.tower.encode(views), layout, self._newline)
+
+    def _known_answers(self) -> Iterator[list[int]]:
+        """Token ids of answers to guess from."""
+        files = [self.bundle.folder / PHRASES, self.options.phrases]
+        for path in (one for one in files if one is not None and one.exists()):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                yield self._language.tokenize(line, special=False)
 
     def _facts(self) -> dict[str, object]:
         """What a film's K/V depends on besides the film and the engines."""
@@ -378,7 +395,7 @@ class Reader:
         text = codecs.getincrementaldecoder("utf-8")("replace")
         first_ms = decode_ms = 0.0
         answer._stop = "length"
-        for step in self._language.steps(stop_ids=stop_ids, max_tokens=limit):
+        for step in self._language.steps(stop_ids=stop_ids, max_tokens=limit, phrases=self._phrases):
             answer._logprobs.append(step.logprob)
             if first_ms:
                 decode_ms += step.decode_ms

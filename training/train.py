@@ -28,6 +28,7 @@ from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import build_model, save_checkpoint
 from radvlm_edge.training.nih_labels import PICK
 from radvlm_edge.training.patches import PatchLoss
+from radvlm_edge.training.phrase_bank import write_phrases
 from radvlm_edge.training.pointing import Aids
 from radvlm_edge.training.recipe import Recipe, load_recipe
 from radvlm_edge.training.tokenizer import build_tokenizer
@@ -66,7 +67,7 @@ def run(recipe_path: Path, out: Path, *, resume: bool) -> Path:
 
     held_out = load_real(folder, "val") if folder else None
     figures = evaluate(model, tokenizer, geometry, recipe.films.short_px, recipe.evaluate_phantoms, held_out)
-    return _finish(model, tokenizer, recipe, real, figures, out)
+    return _finish(model, tokenizer, recipe, films, real, figures, out)
 
 
 def _claim(out: Path, recipe: Recipe, real: RealSet | None, resume: bool) -> None:
@@ -179,6 +180,7 @@ def _finish(
     model: Any,
     tokenizer: Tokenizer,
     recipe: Recipe,
+    films: PhantomSet,
     real: RealSet | None,
     figures: dict[str, Any],
     out: Path,
@@ -189,6 +191,7 @@ def _finish(
         if stale.exists():
             shutil.rmtree(stale)
     save_checkpoint(model, tokenizer, recipe.model, partial, card(recipe, real))
+    write_phrases(films.labels, recipe.seed, partial)
     (partial / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     partial.rename(final)
     return final

@@ -4,7 +4,7 @@ bundle.json      what the bundle says about itself (this file's dataclasses)
 SHA256SUMS       digest of every other file, in sha256sum's own format
 SHA256SUMS.sig   optional: Ed25519 signature over it (signing.py)
 vision/          uint8 crops in, projected tokens out; image_newline.npy; int8.json: calibration of INT8
-language/        GGUF: language model, tokenizer, chat template
+language/        GGUF: language model, tokenizer, chat template; phrases.txt: answers to guess from
 parity.json      how each artefact compares with the checkpoint
 fidelity.json    optional: how answers of each combination of artefacts compare (export/fidelity.py)
 golden.npz       small tensors for a self-test on the target
@@ -31,6 +31,9 @@ SCHEMA = 1
 """Version of bundle.json; a reader refuses newer ones."""
 
 MANIFEST = "bundle.json"
+
+PHRASES = "language/phrases.txt"
+"""Optional: answers that may be redistributed, one a line, which the runtime guesses from (drafting.py)."""
 
 LIMITS = {"flip_rate": 0.01, "box_iou_loss": 0.02}
 """How far answers may be from the checkpoint's where a bundle declares no other limits: fraction of

@@ -31,6 +31,18 @@ def reader_options(function: F) -> F:
             help="Use artefacts whose answers were measured beyond the bundle's limits.",
         ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of both engines."),
+        click.option(
+            "--phrases",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Answers, one a line, from which long answers are guessed ahead: the same answer, sooner. "
+            "The file stays where it is.",
+        ),
+        click.option(
+            "--drafts/--no-drafts",
+            default=True,
+            help="Guess long answers ahead, or never.  [default: drafts]",
+        ),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
         click.option(
