@@ -24,7 +24,7 @@ from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
-from radvlm_edge.runtime.vision import VisionTower, open_tower
+from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
 
 DEFAULT_MAX_TOKENS = 512
 TEXT_ROOM = 2048
@@ -37,6 +37,8 @@ class Options:
 
     vision: str | None = None
     """Precision of the vision artefact."""
+    vision_backend: str | None = None
+    """Engine that runs it: `onnx` or `openvino`; `None`: `onnx`."""
     language: str | None = None
     """Precision of the language artefact."""
     render: str | None = None
@@ -217,14 +219,19 @@ class Reader:
                 "checked; open the bundle with verify=True"
             )
         bundle = Bundle.open(folder or demo_bundle())
-        vision = bundle.path(bundle.artefact("vision", options.vision))
+        vision = bundle.artefact("vision", options.vision)
         language = bundle.path(bundle.artefact("language", options.language))
         if verify:
             bundle.check()
         fidelity = check_fidelity(bundle, options)
         geometry = bundle.manifest.geometry
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        tower = open_tower(vision, options.threads)
+        tower = open_tower(
+            bundle.path(vision),
+            options.threads,
+            backend=options.vision_backend or DEFAULT_ENGINE,
+            sha256=vision.sha256,
+        )
         model = LanguageModel(language, context=context, threads=options.threads)
         reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
         reader.fidelity = fidelity

@@ -31,6 +31,7 @@ def reader_options(function: F) -> F:
             help="Use artefacts whose answers were measured beyond the bundle's limits.",
         ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of both engines."),
+        click.option("--vision-backend", metavar="ENGINE", help="Engine of the tower: onnx or openvino."),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
         click.option(
