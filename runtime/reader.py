@@ -25,6 +25,7 @@ from radvlm_edge.runtime.limits import check_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
+from radvlm_edge.runtime.vision_choice import Chosen, choose_engine
 
 DEFAULT_MAX_TOKENS = 512
 TEXT_ROOM = 2048
@@ -38,7 +39,7 @@ class Options:
     vision: str | None = None
     """Precision of the vision artefact."""
     vision_backend: str | None = None
-    """Engine that runs it: `onnx` or `openvino`; `None`: `onnx`."""
+    """Engine that runs it: `onnx` or `openvino`; `auto` or `None`: as `doctor` measured, else `onnx`."""
     language: str | None = None
     """Precision of the language artefact."""
     render: str | None = None
@@ -154,6 +155,7 @@ class Study:
             "language": reader.language_artefact.precision,
             "fidelity": reader.fidelity,
             "vision_backend": reader.tower.backend,
+            "vision_plan": reader.vision_plan(),
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
         }
@@ -176,6 +178,8 @@ class Reader:
         self.options = options
         self.load_ms = load_ms
         self.fidelity = "not measured"
+        self.chosen: Chosen | None = None
+        """Why this tower; `None` for one the caller made."""
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
@@ -226,15 +230,20 @@ class Reader:
         fidelity = check_fidelity(bundle, options)
         geometry = bundle.manifest.geometry
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
+        chosen = choose_engine(vision.sha256, options.vision_backend, options.threads)
         tower = open_tower(
             bundle.path(vision),
-            options.threads,
-            backend=options.vision_backend or DEFAULT_ENGINE,
+            chosen.threads,
+            backend=chosen.backend,
+            crops_per_batch=chosen.crops_per_batch,
             sha256=vision.sha256,
         )
         model = LanguageModel(language, context=context, threads=options.threads)
         reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
+        reader.chosen = chosen
         reader.fidelity = fidelity
+        if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
+            reader.fidelity += " (measured in ONNX Runtime)"
         return reader
 
     def close(self) -> None:
@@ -288,6 +297,12 @@ class Reader:
     def _encode(self, views: npt.NDArray[np.uint8], layout: crops.Layout) -> npt.NDArray[np.float32]:
         """Image tokens `[t, d]` of crops `[n, 3, S, S]`."""
         return anyres.pack(self.tower.encode(views), layout, self._newline)
+
+    def vision_plan(self) -> dict[str, object]:
+        """How the tower runs, and why so; for provenance."""
+        plan = self.tower.plan
+        why = self.chosen.why if self.chosen else "by the caller"
+        return {"threads": plan.threads, "crops_per_batch": plan.crops_per_batch, "chosen": why}
 
     def _facts(self) -> dict[str, object]:
         """What a film's K/V depends on besides the film and the engines."""

@@ -15,10 +15,12 @@ from radvlm_edge.runtime.vision import Plan, available_cpus, in_batches
 class OnnxTower:
     """A vision graph in ONNX Runtime."""
 
-    def __init__(self, path: Path, plan: Plan) -> None:
+    def __init__(self, path: Path, plan: Plan, *, arena: bool = True) -> None:
         self.plan = plan
         try:
-            self._session: Any = open_session(str(path), plan.threads, mapped=plan.mapped, cuda=True)
+            self._session: Any = open_session(
+                str(path), plan.threads, mapped=plan.mapped, cuda=True, arena=arena
+            )
         except Exception as error:
             first = str(error).splitlines()[0]
             raise BackendError(f"{path}: ONNX Runtime cannot load this graph: {first}") from error
@@ -32,7 +34,8 @@ class OnnxTower:
         return tokens
 
 
-open_tower = OnnxTower
+def open_tower(path: Path, plan: Plan) -> OnnxTower:
+    return OnnxTower(path, plan)
 
 
 def open_session(

@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
-from radvlm_edge.runtime.openvino_core import complaint, cpu_settings, open_core
+from radvlm_edge.runtime.openvino_core import compile_graph, complaint
 from radvlm_edge.runtime.vision import Plan, in_batches
 
 
 class OpenVinoTower:
     """A vision graph compiled by OpenVINO for the CPU."""
-
-    backend = "openvino CPU"
 
     def __init__(self, path: Path, plan: Plan) -> None:
         if plan.mapped:
@@ -25,10 +23,13 @@ class OpenVinoTower:
             )
         self.plan = plan
         try:
-            compiled = open_core().compile_model(str(path), "CPU", cpu_settings(plan.threads))
+            compiled, in_float = compile_graph(str(path), plan.threads)
             self._request: Any = compiled.create_infer_request()
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(f"{path}: OpenVINO cannot load this graph: {complaint(error)}") from error
+        self.backend = "openvino CPU, INT8 in float" if in_float else "openvino CPU"
 
     def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         return in_batches(self._run, crops, self.plan.crops_per_batch)
