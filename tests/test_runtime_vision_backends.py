@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from radvlm_edge.benchmarks.vision_backends import AGREE_INT8
 from radvlm_edge.bundle import Bundle, demo_bundle
 from radvlm_edge.errors import BackendError
+from radvlm_edge.runtime import openvino_core, vision_choice
 from radvlm_edge.runtime.reader import Options, Reader
 from radvlm_edge.runtime.vision import ENGINES, VisionTower, open_tower
 
@@ -22,6 +24,11 @@ openvino = pytest.mark.skipif(
 BOTH = [pytest.param(name, marks=[openvino] if name == "openvino" else []) for name in ("onnx", "openvino")]
 FLOAT_LIMIT = {"fp32": 1e-4, "fp16": 2e-3}
 """Largest difference of a token between engines, as a fraction of the largest token."""
+
+
+def difference(tokens: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Largest difference as a fraction of the largest token."""
+    return float(np.abs(tokens - expected).max() / np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def test_both_engines_give_the_same_tokens(graphs: dict[str, Path], name: str) -
     expected = open_tower(graphs[name], 1).encode(crops)
     tokens = open_tower(graphs[name], 1, backend="openvino").encode(crops)
     assert tokens.shape == expected.shape and tokens.dtype == expected.dtype == np.float32
-    assert np.abs(tokens - expected).max() <= FLOAT_LIMIT[name.split()[1]] * np.abs(expected).max()
+    assert difference(tokens, expected) <= FLOAT_LIMIT[name.split()[1]]
     assert not np.array_equal(tokens, expected), "two engines that agree to the bit are one engine"
 
 
@@ -92,6 +99,101 @@ def test_the_reader_says_which_engine_ran(tiny_bundle: Path, backend: str) -> No
         tower: VisionTower = reader.tower
         assert tower.backend.startswith(ENGINES[backend].package) and tower.plan.threads == 1
         assert tower.plan.sha256 == reader.vision_artefact.sha256
+        assert reader.vision_plan()["chosen"] == "asked for; nothing measured"
+
+
+@openvino
+@pytest.mark.torch
+class TestInt8:
+    """The CPU's graph (uint8 codes, int8 weights), calibrated on phantoms."""
+
+    @pytest.fixture(scope="class")
+    def int8(
+        self, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Path, npt.NDArray[np.uint8]]:
+        from tests.int8 import make_tower, phantoms
+
+        from radvlm_edge.export.vision_int8 import write_int8
+
+        tower = make_tower(tiny_checkpoint, tmp_path_factory.mktemp("int8"))
+        table = tower.calibrate(phantoms(), tower.graph.with_name("unfinished"))
+        write_int8(tower.checkpoint, table, "int8", tower.graph.with_name("int8.onnx"))
+        return tower.graph.with_name("int8.onnx"), tower.crops()
+
+    def test_both_engines_give_the_same_tokens_on_any_cpu(
+        self, int8: tuple[Path, npt.NDArray[np.uint8]]
+    ) -> None:
+        path, crops = int8
+        expected = open_tower(path, 1).encode(crops)
+        tower = open_tower(path, 1, backend="openvino")
+        assert tower.backend.endswith("INT8 in float") != openvino_core.sums_exactly()
+        assert difference(tower.encode(crops), expected) <= AGREE_INT8 / 2
+        alone = open_tower(path, 1, backend="openvino", crops_per_batch=1).encode(crops)
+        assert np.array_equal(alone, tower.encode(crops))
+        assert np.array_equal(open_tower(path, 1, crops_per_batch=1).encode(crops), expected)
+
+    def test_integer_kernels_read_scales_and_zero_points_as_onnx_runtime_does(
+        self, int8: tuple[Path, npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Weights of seven bits cannot saturate, so this holds with and without VNNI."""
+        import onnx
+        from onnx import numpy_helper
+
+        path, crops = int8
+        model = onnx.load(str(path))
+        values = {tensor.name: tensor for tensor in model.graph.initializer}
+        for name in [name for name in values if name.endswith("weight_codes")]:
+            halved = np.trunc(numpy_helper.to_array(values[name]) / 2).astype(np.int8)
+            scale = values[name.replace("codes", "scale")]
+            doubled = 2 * numpy_helper.to_array(scale)
+            values[name].CopyFrom(numpy_helper.from_array(halved, name))
+            scale.CopyFrom(numpy_helper.from_array(doubled, scale.name))
+        onnx.save(model, str(tmp_path / "seven.onnx"))
+        monkeypatch.setattr(openvino_core, "sums_exactly", lambda: True)
+        compiled, _ = openvino_core.compile_graph(str(tmp_path / "seven.onnx"), 1)
+        nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        integer = [i for i in nodes if i["layerType"].astype(str) == "FullyConnected"]
+        assert sum(i["runtimePrecision"].astype(str) in ("u8", "i8") for i in integer) == 2 * 6
+        tokens = open_tower(tmp_path / "seven.onnx", 1, backend="openvino").encode(crops)
+        expected = open_tower(tmp_path / "seven.onnx", 1).encode(crops)
+        assert difference(tokens, expected) <= AGREE_INT8 / 2
+
+    def test_products_that_saturate_are_found_out(
+        self, int8: tuple[Path, npt.NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if openvino_core.sums_exactly():
+            pytest.skip("this CPU adds INT8 products exactly (VNNI)")
+        path, crops = int8
+        expected = open_tower(path, 1).encode(crops)
+        monkeypatch.setattr(openvino_core, "sums_exactly", lambda: True)
+        wrong = open_tower(path, 1, backend="openvino").encode(crops)
+        assert difference(wrong, expected) > 2 * AGREE_INT8
+
+    def test_an_openvino_that_cannot_help_it_refuses(
+        self, int8: tuple[Path, npt.NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Core:
+            def __init__(self) -> None:
+                self.read_model = openvino_core._openvino().Core().read_model
+
+            def compile_model(self, model: object, device: str, settings: dict[str, object]) -> object:
+                assert settings["LP_TRANSFORMS_MODE"] == "NO"
+                raise RuntimeError("NotFound: Unsupported property LP_TRANSFORMS_MODE by CPU plugin.")
+
+        monkeypatch.setattr(openvino_core, "sums_exactly", lambda: False)
+        monkeypatch.setattr(openvino_core, "open_core", Core)
+        with pytest.raises(BackendError, match="saturates.*--vision-backend onnx, or a float artefact"):
+            open_tower(int8[0], 1, backend="openvino")
+
+
+@openvino
+def test_what_saturates_is_what_the_cpu_lacks() -> None:
+    """The instruction sets with exact sums, as Linux names them (Intel SDM: VPDPBUSD, TDPBUSD)."""
+    flags = vision_choice._cpu_features().split()
+    if "avx2" not in flags:
+        pytest.skip("no x86 CPU with AVX2")
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
+    assert openvino_core.sums_exactly() == bool(exact)
 
 
 QUIET = """
