@@ -26,10 +26,12 @@ from radvlm_edge.runtime.vision_onnx import OnnxTower
 
 ARENAS = {"onnx, arena": True, "onnx, no arena": False}
 RUNS = 5
-"""Times the crops are encoded in each process; the first is not timed."""
+"""Times the crops are encoded in each process, unless said otherwise; the first is not timed."""
 
 
-def measure(bundle: Bundle, precision: str | None, *, crops: int, batch: int, repeats: int) -> dict[str, Any]:
+def measure(
+    bundle: Bundle, precision: str | None, *, crops: int, batch: int, repeats: int, runs: int = RUNS
+) -> dict[str, Any]:
     """Bytes after loading, at the peak of encoding and behind it; CPU milliseconds a crop. Medians."""
     path = bundle.path(bundle.artefact("vision", precision))
     variants = [*ARENAS, *(name for name, engine in ENGINES.items() if engine.installed and name != "onnx")]
@@ -38,7 +40,7 @@ def measure(bundle: Bundle, precision: str | None, *, crops: int, batch: int, re
     for _ in range(repeats):
         for name in variants:
             command = [sys.executable, "-m", __spec__.name, "--child", name, str(path), str(side)]
-            command += [str(crops), str(batch)]
+            command += [str(crops), str(batch), str(runs)]
             result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             found[name].append(json.loads(result.stdout))
     return {
@@ -55,7 +57,7 @@ def measure(bundle: Bundle, precision: str | None, *, crops: int, batch: int, re
     }
 
 
-def one(name: str, path: Path, side: int, crops: int, batch: int) -> dict[str, float]:
+def one(name: str, path: Path, side: int, crops: int, batch: int, runs: int) -> dict[str, float]:
     """Load and run one variant in this process."""
     views = np.random.default_rng(0).integers(0, 256, (crops, 3, side, side), dtype=np.uint8)
     empty = anonymous_bytes()
@@ -67,7 +69,7 @@ def one(name: str, path: Path, side: int, crops: int, batch: int) -> dict[str, f
     loaded = anonymous_bytes()
     times = []
     with Sampler(every_s=0.005) as sampler:
-        for _ in range(RUNS):
+        for _ in range(runs):
             begun = time.process_time()
             tower.encode(views)
             times.append(1e3 * (time.process_time() - begun) / crops)
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4, help="crops of one run; default: 4")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each variant; default: 3")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"in each process; default: {RUNS}")
     given = parser.parse_args()
     report = measure(
         Bundle.open(given.bundle),
@@ -99,6 +102,7 @@ def main() -> None:
         crops=given.crops,
         batch=given.batch,
         repeats=given.repeats,
+        runs=given.runs,
     )
     given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -144,7 +144,7 @@ def test_real_engines_on_a_real_artefact(tiny_bundle: Path) -> None:
 
 
 def test_memory_is_measured_in_a_process_of_its_own(tiny_bundle: Path) -> None:
-    result = vision_memory.measure(Bundle.open(tiny_bundle), "fp32", crops=2, batch=1, repeats=1)
+    result = vision_memory.measure(Bundle.open(tiny_bundle), "fp32", crops=2, batch=1, repeats=1, runs=2)
     assert {"onnx, arena", "onnx, no arena"} <= set(result["variants"])
     for row in result["variants"].values():
         assert 0 < row["loaded_bytes"] <= row["peak_bytes"] and row["cpu_ms_per_crop"] > 0
