@@ -82,28 +82,33 @@ class Race:
         rng = np.random.default_rng(0)
         self.crops = rng.integers(0, 256, (max(BATCHES), 3, side, side), dtype=np.uint8)
         self.rows: list[Row] = []
+        self.latest: Times = {}
+        """Of every variant in the last stage it took part in."""
         self.notes: dict[str, str] = {}
         self.differences: dict[str, float] = {}
 
     def run(self, engines: Sequence[str]) -> dict[str, Setting]:
         """The best setting of every engine that computes the artefact as the default one does."""
         towers = self._open(engines)
-        variants = {
-            Variant(engine, self.threads, batch): tower
-            for engine, tower in towers.items()
-            for batch in self._batches(tower)
-        }
-        found = self._stage("crops per batch", variants, len(towers))
-        best = {engine: _fastest(found, engine) for engine in towers}
-        for engine in towers if self.given is None and self.threads > 1 else ():
-            best[engine] = self._fewer_threads(best[engine], towers[engine])
-        final = {
-            variant: towers[engine] if variant.threads == self.threads else self._tower(*variant[:2])
-            for engine, variant in best.items()
-        }
-        times = self._stage("engines", final, len(towers)) if len(final) > 1 else found
+        names = list(towers)
+        found = self._stage(
+            "crops per batch",
+            {
+                Variant(engine, self.threads, batch): tower
+                for engine, tower in towers.items()
+                for batch in self._batches(tower)
+            },
+            len(names),
+        )
+        best = {engine: _fastest(found, engine) for engine in names}
+        if self.given is None and self.threads > 1:
+            towers.clear()  # so that no more than two are ever loaded
+            best = {engine: self._fewer_threads(variant) for engine, variant in best.items()}
+        if len(best) > 1:
+            final = {one: towers.get(one.engine) or self._tower(*one[:2]) for one in best.values()}
+            self._stage("engines", final, len(final))
         return {
-            engine: Setting(*variant[1:], round(statistics.median(times[variant]), 3))
+            engine: Setting(*variant[1:], round(statistics.median(self.latest[variant]), 3))
             for engine, variant in best.items()
         }
 
@@ -138,10 +143,10 @@ class Race:
         seconds = min(_timed(tower, self.crops[:1]) for _ in range(2))
         return [batch for batch in BATCHES if batch == 1 or batch * seconds <= LONGEST_RUN_S]
 
-    def _fewer_threads(self, best: Variant, tower: VisionTower) -> Variant:
+    def _fewer_threads(self, best: Variant) -> Variant:
         """Hyper-threads share what a tower needs most; half of them may be as fast."""
-        fewer = best._replace(threads=self.threads // 2)
-        found = self._stage("threads", {best: tower, fewer: self._tower(*fewer[:2])}, 1)
+        pair = (best, best._replace(threads=self.threads // 2))
+        found = self._stage("threads", {one: self._tower(*one[:2]) for one in pair}, 1)
         return _fastest(found, best.engine)
 
     def _stage(self, stage: str, variants: Mapping[Variant, VisionTower], engines: int) -> Times:
@@ -162,6 +167,7 @@ class Race:
         for variant, found in times.items():
             figures = min(found), statistics.median(found), statistics.median(cpu_times[variant])
             self.rows.append(Row(stage, *variant, turns, *(round(figure, 3) for figure in figures)))
+        self.latest |= times
         return times
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,16 @@ class Tower:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Two engines on four CPUs; each test sets seconds a crop by engine and threads."""
-    given: dict[str, Any] = {"costs": {}, "wrong": 0.0, "towers": [], "missing": None}
+    given: dict[str, Any] = {"costs": {}, "wrong": 0.0, "missing": None, "loaded": [], "most": 0}
 
     def open_fake(path: Path, threads: int, *, backend: str, crops_per_batch: int, sha256: str) -> Tower:
         if given["missing"] == backend:
             raise BackendError(f"{path}: it cannot load this graph")
         plan = Plan(threads, crops_per_batch, sha256=sha256)
+        given["loaded"] = [one for one in given["loaded"] if one() is not None]
         tower = Tower(plan, backend, given["costs"], given["wrong"] if backend == "openvino" else 0.0)
-        given["towers"].append(tower)
+        given["loaded"].append(weakref.ref(tower))
+        given["most"] = max(given["most"], len(given["loaded"]))
         return tower
 
     monkeypatch.setattr(vision_backends, "open_tower", open_fake)
@@ -80,6 +83,14 @@ def test_the_fastest_setting_of_each_engine_wins(tiny_bundle: Path, fakes: dict[
         ["crops per batch"] * 8 + ["threads"] * 4 + ["engines"] * 2
     )
     json.dumps(report)
+    assert fakes["most"] == 2, "towers in memory at a time"
+
+
+def test_one_engine_alone_finds_its_threads(tiny_bundle: Path, fakes: dict[str, Any]) -> None:
+    fakes["costs"] = costs(onnx_4=0.02, onnx_2=0.01)
+    measured, report = measure(Bundle.open(tiny_bundle), engines=["onnx"])
+    assert measured.best["onnx"].threads == 2 and measured.best["onnx"].ms_per_crop == pytest.approx(10)
+    assert {row["stage"] for row in report["rows"]} == {"crops per batch", "threads"}
 
 
 def test_threads_that_are_given_are_the_only_ones(tiny_bundle: Path, fakes: dict[str, Any]) -> None:
