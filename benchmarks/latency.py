@@ -8,6 +8,7 @@ from typing import Any
 
 from radvlm_edge.runtime.reader import Reader
 from radvlm_edge.runtime.vision import available_cpus
+from radvlm_edge.runtime.vision_choice import cpu_name
 
 PARTS = ("decode_film", "crops", "vision", "prefill", "decode", "total")
 
@@ -15,15 +16,6 @@ PARTS = ("decode_film", "crops", "vision", "prefill", "decode", "total")
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {"cpu": cpu_name(), "cpus": available_cpus(), "python": platform.python_version()}
-
-
-def cpu_name() -> str:
-    """Model name of the CPU as Linux reports it."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a regular file
-        for line in file:
-            if line.lower().startswith(("model name", "hardware")):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def measure(

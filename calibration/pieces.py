@@ -18,7 +18,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from radvlm_edge.errors import BundleError
 from radvlm_edge.export.int8_graph import insert_qdq
 from radvlm_edge.export.int8_table import GROUPS, Table
-from radvlm_edge.runtime.vision import open_session
+from radvlm_edge.runtime.vision_onnx import open_session
 
 Floats = npt.NDArray[np.float32]
 

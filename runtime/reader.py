@@ -25,7 +25,8 @@ from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
-from radvlm_edge.runtime.vision import VisionTower, open_tower
+from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
+from radvlm_edge.runtime.vision_choice import Chosen, choose_engine
 
 DEFAULT_MAX_TOKENS = 512
 TEXT_ROOM = 2048
@@ -38,6 +39,8 @@ class Options:
 
     vision: str | None = None
     """Precision of the vision artefact."""
+    vision_backend: str | None = None
+    """Engine that runs it: `onnx` or `openvino`; `auto` or `None`: as `doctor` measured, else `onnx`."""
     language: str | None = None
     """Precision of the language artefact."""
     render: str | None = None
@@ -157,6 +160,7 @@ class Study:
             "language": reader.language_artefact.precision,
             "fidelity": reader.fidelity,
             "vision_backend": reader.tower.backend,
+            "vision_plan": reader.vision_plan(),
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
         }
@@ -179,6 +183,8 @@ class Reader:
         self.options = options
         self.load_ms = load_ms
         self.fidelity = "not measured"
+        self.chosen: Chosen | None = None
+        """Why this tower; `None` for one the caller made."""
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
@@ -227,17 +233,27 @@ class Reader:
                 f"{options.phrases}: no such file of phrases; give a text file, an answer a line"
             )
         bundle = Bundle.open(folder or demo_bundle())
-        vision = bundle.path(bundle.artefact("vision", options.vision))
+        vision = bundle.artefact("vision", options.vision)
         language = bundle.path(bundle.artefact("language", options.language))
         if verify:
             bundle.check()
         fidelity = check_fidelity(bundle, options)
         geometry = bundle.manifest.geometry
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        tower = open_tower(vision, options.threads)
+        chosen = choose_engine(vision.sha256, options.vision_backend, options.threads)
+        tower = open_tower(
+            bundle.path(vision),
+            chosen.threads,
+            backend=chosen.backend,
+            crops_per_batch=chosen.crops_per_batch,
+            sha256=vision.sha256,
+        )
         model = LanguageModel(language, context=context, threads=options.threads)
         reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
+        reader.chosen = chosen
         reader.fidelity = fidelity
+        if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
+            reader.fidelity += " (measured in ONNX Runtime)"
         return reader
 
     def close(self) -> None:
@@ -298,6 +314,12 @@ class Reader:
         for path in (one for one in files if one is not None and one.exists()):
             for line in path.read_text(encoding="utf-8").splitlines():
                 yield self._language.tokenize(line, special=False)
+
+    def vision_plan(self) -> dict[str, object]:
+        """How the tower runs, and why so; for provenance."""
+        plan = self.tower.plan
+        why = self.chosen.why if self.chosen else "by the caller"
+        return {"threads": plan.threads, "crops_per_batch": plan.crops_per_batch, "chosen": why}
 
     def _facts(self) -> dict[str, object]:
         """What a film's K/V depends on besides the film and the engines."""

@@ -1,10 +1,17 @@
-"""Crops → projected tokens. One protocol; ONNX Runtime behind it."""
+"""Crops → projected tokens: one protocol, one file an engine behind it.
+
+An engine is a line in `ENGINES` and a file with `open_tower(path, plan)`, which is imported when it is used.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +19,21 @@ import numpy.typing as npt
 from radvlm_edge.errors import BackendError
 
 CROPS_PER_BATCH = 4
-"""Bounds the tower's working memory; CPUs gain nothing from larger batches."""
+"""Used where nothing was measured; bounds the tower's working memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an engine is to run one artefact."""
+
+    threads: int
+    """CPU threads, at least 1."""
+    crops_per_batch: int = CROPS_PER_BATCH
+    """Crops of one run of the graph, at most."""
+    mapped: bool = False
+    """Keep weights on disk where they can be, at the cost of speed."""
+    sha256: str | None = None
+    """The artefact's digest, where the caller knows it: the key of what an engine builds from it."""
 
 
 class VisionTower(Protocol):
@@ -20,68 +41,84 @@ class VisionTower(Protocol):
 
     backend: str
     """Engine and device, e.g. `onnxruntime CPU`."""
+    plan: Plan
+    """How it runs."""
 
     def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Turn crops `[n, 3, S, S]` uint8 into projected tokens `[n, tokens, d]` float32."""
         ...
 
 
-class OnnxTower:
-    """A vision graph in ONNX Runtime."""
+@dataclass(frozen=True)
+class Engine:
+    """Where an engine's code is, and what it needs."""
 
-    def __init__(self, path: Path, threads: int | None = None, *, mapped: bool = False) -> None:
-        try:
-            self._session: Any = open_session(str(path), threads, mapped=mapped, cuda=True)
-        except Exception as error:
-            first = str(error).splitlines()[0]
-            raise BackendError(f"{path}: ONNX Runtime cannot load this graph: {first}") from error
-        self.backend = f"onnxruntime {self._session.get_providers()[0].removesuffix('ExecutionProvider')}"
+    module: str
+    """File of this folder, with `open_tower(path, plan) -> VisionTower`."""
+    package: str
+    """What it imports."""
+    distributions: tuple[str, ...]
+    """Installed under one of these names; their versions say which build of it computed something."""
+    extra: str | None
+    """Extra of radvlm-edge that installs it; `None`: the base install does."""
 
-    def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        parts = [
-            self._session.run(["tokens"], {"crops": crops[start : start + CROPS_PER_BATCH]})[0]
-            for start in range(0, len(crops), CROPS_PER_BATCH)
-        ]
-        tokens: npt.NDArray[np.float32] = np.concatenate(parts)
-        return tokens
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
 
 
-def open_session(
-    graph: str | bytes,
+ENGINES = {
+    "onnx": Engine("vision_onnx", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), None),
+    "openvino": Engine("vision_openvino", "openvino", ("openvino",), "openvino"),
+}
+"""Name on the command line → engine."""
+
+DEFAULT_ENGINE = "onnx"
+
+
+def open_tower(
+    path: Path,
     threads: int | None = None,
     *,
+    backend: str = DEFAULT_ENGINE,
+    crops_per_batch: int = CROPS_PER_BATCH,
     mapped: bool = False,
-    cuda: bool = False,
-    arena: bool = True,
-) -> Any:
-    """An ONNX Runtime session of a file or a graph in memory; `cuda`: on a GPU if there is one.
+    sha256: str | None = None,
+) -> VisionTower:
+    """Load a vision artefact; arguments as `Plan`'s, `threads=None`: as many as this process may use.
 
-    `arena` keeps a session's working memory for its next run; many sessions together need it off.
+    Raises BackendError naming the engine and its first line of complaint, or the extra to install.
     """
-    import onnxruntime  # here, so that importing the runtime stays fast
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
-    # Spinning workers starve llama.cpp's threads in the same process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # CPUs without VNNI sum uint8 by int8 products in 16 bits, which saturates; there, weights become uint8.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = arena and not mapped
-    if mapped:  # no packed or folded copies of the weights: slower, in little memory
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
-    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
-    return onnxruntime.InferenceSession(graph, options, providers=providers)
+    engine = installed_engine(backend)
+    plan = Plan(threads or available_cpus(), crops_per_batch, mapped, sha256)
+    open_engine: Callable[[Path, Plan], VisionTower] = importlib.import_module(
+        f"radvlm_edge.runtime.{engine.module}"
+    ).open_tower
+    return open_engine(path, plan)
 
 
-def open_tower(path: Path, threads: int | None = None, *, mapped: bool = False) -> VisionTower:
-    """Load a vision artefact; `mapped` keeps its weights on disk where they can be, at the cost of speed.
+def installed_engine(backend: str) -> Engine:
+    """An engine by name. Raises BackendError for one there is not, or that is not installed."""
+    if backend not in ENGINES:
+        raise BackendError(f"there is no vision backend {backend!r}; choose one of {', '.join(ENGINES)}")
+    engine = ENGINES[backend]
+    if not engine.installed:
+        wanted = f"radvlm-edge[{engine.extra}]" if engine.extra else engine.distributions[0]
+        raise BackendError(
+            f"the vision backend {backend} needs {engine.package}, not installed here; run "
+            f"`pip install '{wanted}'` or choose another --vision-backend"
+        )
+    return engine
 
-    Raises BackendError naming the engine and its first line of complaint.
-    """
-    return OnnxTower(path, threads, mapped=mapped)
+
+def in_batches(
+    run: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
+    crops: npt.NDArray[np.uint8],
+    size: int,
+) -> npt.NDArray[np.float32]:
+    """`run` over at most `size` crops at a time; results in the crops' order."""
+    parts = [run(crops[start : start + size]) for start in range(0, len(crops), size)]
+    return np.concatenate(parts)
 
 
 def available_cpus() -> int:

@@ -43,7 +43,7 @@ def test_json_has_every_field(film: Path, base: list[object]) -> None:
     code, out, _ = run("infer", film, "--ask", "a?", "--ask", "b?", "--task", "report", "--json", *base)
     record = json.loads(out)
     assert code == 0 and out.count("\n") == 1
-    assert list(record) == ["film", "bundle", "render", "cache", "answers", "image", "timing_ms"]
+    assert list(record) == ["film", "bundle", "render", "cache", "vision", "answers", "image", "timing_ms"]
     assert set(record["bundle"]) == {"name", "sha256", "demonstration"}
     assert set(record["image"]) == {"height", "width", "crops", "image_tokens"}
     parts = {"load", "decode_film", "crops", "vision", "cache", "prefill", "decode", "total"}
@@ -144,12 +144,30 @@ def test_verify_notices_a_changed_byte(tiny_bundle: Path, tmp_path: Path) -> Non
     assert code == 1 and out == "" and "parity.json was altered" in err
 
 
-def test_doctor_names_machine_engines_and_bundle() -> None:
-    code, out, _ = run("doctor", "--json")
+def test_doctor_names_machine_and_engines_and_measures_them_once(
+    tiny_bundle: Path, film: Path, base: list[object]
+) -> None:
+    arguments = ["doctor", "--bundle", tiny_bundle, "--threads", 1, "--json"]
+    code, out, err = run(*arguments)
     report = json.loads(out)
-    assert code == 0 and set(report) == {"machine", "packages", "engines", "demonstration bundle"}
+    sections = ["machine", "packages", "engines", "demonstration bundle", "vision engines"]
+    assert (code, err, list(report)) == (0, "", sections)
     assert report["packages"]["numpy"] == np.__version__
-    assert "ONNX Runtime" in report["engines"]["vision"]
+    assert "onnx on CPU" in report["engines"]["vision"]
+    engines = report["vision engines"]
+    assert engines["measured on"] == "tiny, fp16" and len(engines["turns"]) > 2
+    again = json.loads(run(*arguments)[1])["vision engines"]
+    assert "turns" not in again and again["kept"].startswith("since") and again["onnx"] == engines["onnx"]
+
+    Path(engines["kept"]).write_text("{")
+    record = run("infer", film, "--ask", "a?", "--json", *base)
+    assert record[0] == 0 and f"{engines['kept']}: damaged, not used" in record[2]
+    assert json.loads(record[1])["vision"]["chosen"].startswith("default; nothing measured")
+    code, out, err = run(*arguments)
+    assert code == 0 and err.strip().endswith("damaged, not used; measured anew")
+    assert "turns" in json.loads(out)["vision engines"]
+    code, out, _ = run("infer", film, "--ask", "a?", "--json", *base)
+    assert code == 0 and json.loads(out)["vision"]["chosen"].startswith("measured best on 2")
 
 
 def test_bench_reports_every_part(film: Path, base: list[object]) -> None:

@@ -31,7 +31,8 @@ from radvlm_edge.export.tensorrt_check import check_tensorrt_graph
 from radvlm_edge.export.vision import write_vision
 from radvlm_edge.export.vision_int8 import write_int8
 from radvlm_edge.runtime.reader import Options, Reader
-from radvlm_edge.runtime.vision import open_session, open_tower
+from radvlm_edge.runtime.vision import open_tower
+from radvlm_edge.runtime.vision_onnx import open_session
 
 pytestmark = pytest.mark.torch
 

@@ -25,6 +25,7 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `bundle` | `name`; `sha256` of bundle.json, which lists every other digest; `demonstration` |
 | `render` | how pixels became 8-bit grey |
 | `cache` | `hit`: K/V from the study cache, neither tower nor prefill ran; `miss`; `off`: no --study-cache |
+| `vision` | `artefact`; its engine, `backend`; `threads`, `crops_per_batch`; why they were `chosen` |
 | `answers[].question`, `.text` | what was asked and answered |
 | `answers[].boxes[]` | `label`, `xyxy_fraction` (0 to 1; left, top, right, bottom), `xyxy_pixels` |
 | `answers[].labels` | findings the answer affirms; negated ones are not listed |

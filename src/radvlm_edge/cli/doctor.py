@@ -1,4 +1,4 @@
-"""`radvlm-edge doctor`: what this machine has, and which engines will be used."""
+"""`radvlm-edge doctor`: what this machine has, which engines will be used, which runs the tower fastest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from radvlm_edge.errors import RadvlmError
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.vision_choice import Measured
 
 PACKAGES = (
     "numpy",
@@ -28,23 +34,45 @@ PACKAGES = (
 
 
 @click.command()
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Bundle whose tower is measured; without it the demonstration model's.",
+)
+@click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json).")
+@click.option("--threads", type=click.IntRange(1), help="Measure for this --threads alone.")
+@click.option("--again", is_flag=True, help="Measure, even where a measurement is kept.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(as_json: bool) -> None:
-    """Say what this machine has, which engines answers will use, and why."""
+def doctor(bundle: Path | None, vision: str | None, threads: int | None, again: bool, as_json: bool) -> None:
+    """Say what this machine has and which engines answers will use; measure the vision engines.
+
+    Each engine runs the bundle's vision artefact for about a second (a large tower on a slow CPU: minutes),
+    with several numbers of crops per batch and threads. What was fastest is kept in ~/.cache/radvlm-edge and
+    used from then on; infer, chat and bench take another with --vision-backend.
+    """
     report = examine()
+    try:
+        report["vision engines"] = weigh(bundle, vision, threads, again)
+    except RadvlmError as error:
+        if bundle is not None:
+            raise
+        report["vision engines"] = {"not measured": str(error)}
     if as_json:
         click.echo(json.dumps(report))
         return
     for section, rows in report.items():
         click.echo(section)
         for name, value in rows.items():
-            click.echo(f"  {name:<20}{value}")
+            lines = value if isinstance(value, list) else [value]
+            for line in lines:
+                click.echo(f"  {name:<20}{line}")
+                name = ""
 
 
 def examine() -> dict[str, dict[str, Any]]:
     """Machine, packages, engines and demonstration bundle, as plain values."""
-    from radvlm_edge.benchmarks.latency import cpu_name
     from radvlm_edge.runtime.vision import available_cpus
+    from radvlm_edge.runtime.vision_choice import cpu_name
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -61,6 +89,54 @@ def examine() -> dict[str, dict[str, Any]]:
     }
 
 
+def weigh(folder: Path | None, vision: str | None, threads: int | None, again: bool) -> dict[str, Any]:
+    """Measure the vision engines on a bundle's artefact, unless that was done and is kept.
+
+    Raises BundleError for a bundle or artefact there is not.
+    """
+    from radvlm_edge.benchmarks.vision_backends import measure
+    from radvlm_edge.bundle import Bundle, demo_bundle
+    from radvlm_edge.runtime.vision_choice import keep, recall
+
+    bundle = Bundle.open(folder or demo_bundle())
+    artefact = bundle.artefact("vision", vision)
+    measured, trouble = recall(artefact.sha256, threads)
+    found: dict[str, Any] = {"measured on": f"{bundle.manifest.name}, {artefact.precision}"}
+    if trouble:
+        click.echo(f"radvlm-edge: {trouble.split(';')[0]}; measured anew", err=True)
+    if measured is not None and not again:
+        return found | _told(measured) | {"kept": f"since {measured.when}; --again measures anew"}
+    measured, report = measure(bundle, vision, threads=threads)
+    try:
+        kept = str(keep(measured, artefact.sha256, threads))
+    except OSError as error:
+        kept = f"nowhere: the cache cannot be written ({error.strerror}); onnx will be used"
+    return found | {"turns": _table(report["rows"])} | _told(measured) | {"kept": kept}
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a variant; medians and least, in milliseconds a crop."""
+    head = f"{'':<18}{'engine':<10}{'threads':>8}{'crops a batch':>15}{'median ms a crop':>18}{'min':>9}"
+    return [head] + [
+        f"{row['stage']:<18}{row['engine']:<10}{row['threads']:>8}{row['crops_per_batch']:>15}"
+        f"{row['median_ms']:>18.2f}{row['min_ms']:>9.2f}"
+        for row in rows
+    ]
+
+
+def _told(measured: Measured) -> dict[str, Any]:
+    from radvlm_edge.runtime.vision import available_cpus
+
+    told: dict[str, Any] = {
+        name: f"{one.ms_per_crop:.2f} ms a crop on {one.threads} threads, {one.crops_per_batch} crops a batch"
+        for name, one in measured.best.items()
+    } | measured.notes
+    told["chosen"] = measured.chosen
+    if measured.load > available_cpus():
+        told["doubt"] = f"the machine was busy (load {measured.load:g}); measure again when it is not"
+    return told
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -71,9 +147,14 @@ def _version(name: str) -> str:
 def _vision() -> str:
     import onnxruntime
 
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return "ONNX Runtime on CUDA: onnxruntime-gpu is installed (falls back to CPU if no GPU answers)"
-    return "ONNX Runtime on CPU: the installed onnxruntime has no CUDA provider (extra `cuda`)"
+    from radvlm_edge.runtime.vision import ENGINES
+
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    found = ["onnx on CUDA where a GPU answers, else CPU" if cuda else "onnx on CPU"]
+    for name, engine in ENGINES.items():
+        if engine.extra:
+            found.append(name if engine.installed else f"{name}: not installed (extra `{engine.extra}`)")
+    return "; ".join(found)
 
 
 def _language() -> str:
@@ -86,7 +167,6 @@ def _language() -> str:
 
 def _demo() -> str:
     from radvlm_edge.bundle import Bundle, demo_bundle
-    from radvlm_edge.errors import RadvlmError
 
     try:
         bundle = Bundle.open(demo_bundle())

@@ -185,6 +185,11 @@ def _record(
         },
         "render": study.film.render,
         "cache": study.cache,
+        "vision": {
+            "artefact": study.reader.vision_artefact.precision,
+            "backend": study.reader.tower.backend,
+            **study.reader.vision_plan(),
+        },
         "answers": answers,
         "image": {
             "height": study.layout.height,

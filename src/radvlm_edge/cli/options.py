@@ -43,6 +43,12 @@ def reader_options(function: F) -> F:
             default=True,
             help="Guess long answers ahead, or never.  [default: drafts]",
         ),
+        click.option(
+            "--vision-backend",
+            metavar="ENGINE",
+            help="Engine of the tower: onnx, openvino, or auto.  [default: auto, the one `doctor` measured "
+            "best here, else onnx]",
+        ),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
         click.option(
@@ -133,8 +139,10 @@ def open_reader(bundle: Path | None, **options: Any) -> Reader:
     from radvlm_edge.runtime.reader import Options, Reader
 
     reader = Reader.open(bundle, Options(**options))
-    if "by force" in reader.fidelity:
-        click.echo(f"radvlm-edge: {reader.fidelity}", err=True)
+    trouble = reader.chosen.trouble if reader.chosen else None
+    for line in (reader.fidelity if "by force" in reader.fidelity else None, trouble):
+        if line:
+            click.echo(f"radvlm-edge: {line}", err=True)
     return reader
 
 
