@@ -19,9 +19,10 @@ from radvlm_edge.errors import QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
+from radvlm_edge.runtime.detail import Detail, capped, named, resolve
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
-from radvlm_edge.runtime.limits import check_fidelity
+from radvlm_edge.runtime.limits import check_fidelity, detail_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
@@ -41,6 +42,9 @@ class Options:
     """Precision of the language artefact."""
     render: str | None = None
     """`voi`, `minmax` or `mimic`."""
+    detail: Detail = None
+    """Most pixels a film's long side is shown in, e.g. 1152, 768 or 384 (detail.py); `None`, `exact`: all.
+    The context is sized for it."""
     threads: int | None = None
     """CPU threads of both engines; `None`: as many as this process may use."""
     context: int | None = None
@@ -88,6 +92,8 @@ class Study:
     looked: Looked
     prefix_tokens: int
     """Tokens up to the end of the image, which all questions share."""
+    detail_px: int | None = None
+    """Cap the film was looked at with; `None`: exact."""
     encoded: npt.NDArray[np.float32] | None = None
     """Image tokens, once the tower has run."""
     uncharged_tokens: int = 0
@@ -106,7 +112,8 @@ class Study:
     def image(self) -> npt.NDArray[np.float32]:
         """Image tokens `[t, d]`; runs the vision tower if a cached study spared it so far."""
         if self.encoded is None:
-            views, layout = crops.cut(self.film.pixels, self.reader.bundle.manifest.geometry)
+            geometry = capped(self.reader.bundle.manifest.geometry, self.detail_px)
+            views, layout = crops.cut(self.film.pixels, geometry)
             self.encoded = self.reader._encode(views, layout)
         return self.encoded
 
@@ -144,13 +151,19 @@ class Study:
         return self.reader._answer(self, self.turns, question, max_tokens)
 
     @property
+    def detail(self) -> str:
+        """`exact`, or the cap in pixels it was looked at with."""
+        return named(self.detail_px)
+
+    @property
     def provenance(self) -> dict[str, object]:
         reader = self.reader
         return {
             "bundle": {"name": reader.bundle.manifest.name, "sha256": reader.bundle.sha256},
             "vision": reader.vision_artefact.precision,
             "language": reader.language_artefact.precision,
-            "fidelity": reader.fidelity,
+            "detail": self.detail,
+            "fidelity": detail_fidelity(reader.bundle, reader.options, reader.fidelity, self.detail_px),
             "vision_backend": reader.tower.backend,
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
@@ -222,7 +235,7 @@ class Reader:
         if verify:
             bundle.check()
         fidelity = check_fidelity(bundle, options)
-        geometry = bundle.manifest.geometry
+        geometry = capped(bundle.manifest.geometry, resolve(options.detail))
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         tower = open_tower(vision, options.threads)
         model = LanguageModel(language, context=context, threads=options.threads)
@@ -240,12 +253,18 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def look(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Study:
+    def look(
+        self, source: str | os.PathLike[str] | bytes | BinaryIO | Film, *, detail: Detail = None
+    ) -> Study:
         """Read a film (path, content, file, or `Film`), encode it and prefill its image tokens, once.
 
-        With a study cache, neither is done for a film kept there. Raises FilmError for a film that cannot
-        be read, StudyCacheError for one kept there under another key.
+        `detail`: `exact`, or the most pixels its long side is shown in; `None`: as the options say. With a
+        study cache, nothing is encoded or prefilled for a film kept there. Raises FilmError for a film that
+        cannot be read, DetailError for a detail the model does not have, StudyCacheError for a film kept
+        under another key.
         """
+        detail_px = resolve(detail, resolve(self.options.detail))
+        geometry = capped(self.bundle.manifest.geometry, detail_px)
         self._settle()
         marks = [time.perf_counter()]
 
@@ -255,16 +274,16 @@ class Reader:
 
         film = source if isinstance(source, Film) else self._load(source)
         decode_ms = lap()
-        views, layout = crops.cut(film.pixels, self.bundle.manifest.geometry)
+        views, layout = crops.cut(film.pixels, geometry)
         looked = Looked(decode_ms, lap())
         prefix = len(self._recall.head) + layout.image_tokens
         if prefix + self.options.max_tokens > self._language.context:
             raise QuestionError(
                 f"the film's {layout.image_tokens} image tokens and {self.options.max_tokens} for an answer "
-                f"do not fit the context of {self._language.context} tokens; raise the context or lower "
-                "--max-tokens"
+                f"do not fit the context of {self._language.context} tokens; raise the context, or lower "
+                "--detail or --max-tokens"
             )
-        study = Study(self, film, layout, looked, prefix)
+        study = Study(self, film, layout, looked, prefix, detail_px)
         found = self._recall.find(study, views)
         cache_ms = lap()
         if not found:

@@ -45,7 +45,7 @@ def test_json_has_every_field(film: Path, base: list[object]) -> None:
     assert code == 0 and out.count("\n") == 1
     assert list(record) == ["film", "bundle", "render", "cache", "answers", "image", "timing_ms"]
     assert set(record["bundle"]) == {"name", "sha256", "demonstration"}
-    assert set(record["image"]) == {"height", "width", "crops", "image_tokens"}
+    assert set(record["image"]) == {"height", "width", "crops", "image_tokens", "detail"}
     parts = {"load", "decode_film", "crops", "vision", "cache", "prefill", "decode", "total"}
     assert set(record["timing_ms"]) == parts
     assert all(record["timing_ms"][part] <= record["timing_ms"]["total"] for part in parts)
@@ -122,6 +122,7 @@ def test_plan_prices_a_film_without_loading_weights(film: Path, tiny_bundle: Pat
     assert json.loads(out) == {
         "height": 3056,
         "width": 2544,
+        "detail": "exact",
         "grid": [6, 5],
         "crops": 31,
         "image_tokens": 7241,

@@ -191,6 +191,7 @@ def _record(
             "width": study.layout.width,
             "crops": study.layout.crops,
             "image_tokens": study.layout.image_tokens,
+            "detail": study.detail,
         },
         "timing_ms": {
             "load": round(load_ms, 2),
