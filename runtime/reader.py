@@ -19,10 +19,11 @@ from radvlm_edge.errors import QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
+from radvlm_edge.runtime.confidence import Temperature, decision_tokens, of_choice, temperature_of
 from radvlm_edge.runtime.detail import Detail, capped, named, resolve
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
-from radvlm_edge.runtime.limits import check_fidelity, detail_fidelity
+from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
@@ -138,7 +139,7 @@ class Study:
         """Ask, and take the likeliest of given answers: one step of decoding, with probabilities.
 
         A choice is scored as the beginning of the model's answer; the probabilities are exact, made to sum
-        to 1 over the choices, and uncalibrated. Raises QuestionError as `ask`, or for choices that overlap.
+        to 1 over the choices. Raises QuestionError as `ask`, or for choices that overlap.
         """
         return self.reader._choose(self, question, choices)
 
@@ -154,6 +155,12 @@ class Study:
     def detail(self) -> str:
         """`exact`, or the cap in pixels it was looked at with."""
         return named(self.detail_px)
+
+    @property
+    def temperature(self) -> Temperature | None:
+        """What the bundle's confidence was calibrated to, if that holds for this study's detail."""
+        held = self.reader.temperature
+        return held if held is not None and held.detail == self.detail else None
 
     @property
     def provenance(self) -> dict[str, object]:
@@ -189,6 +196,9 @@ class Reader:
         self.fidelity = "not measured"
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
+        precisions = self.vision_artefact.precision, self.language_artefact.precision
+        self.temperature = temperature_of(bundle, combination(*precisions))
+        self._decision = decision_tokens(lambda text: language.tokenize(text, special=False))
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
         self._writing: Answer | None = None
@@ -353,7 +363,9 @@ class Reader:
         self._settle()
         self._recall.resume(study)
         tails = [self._tail([], question, limit) for question in questions]
-        written = self._language.write_together(tails, stop_ids=prompting.stop_ids, max_tokens=limit)
+        written = self._language.write_together(
+            tails, stop_ids=prompting.stop_ids, max_tokens=limit, watched=self._decision
+        )
         written[0].prefilled += study.uncharged_tokens
         written[0].prefill_ms += study.uncharged_ms
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
@@ -371,7 +383,14 @@ class Reader:
         took_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms
         run += study.uncharged_tokens
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
-        return Choice(question, *choose(tokens, logprobs), run, took_ms)
+        text, shares, mass = choose(tokens, logprobs)
+        return Choice(question, text, shares, mass, run, took_ms, *of_choice(shares, study.temperature))
+
+    def _margin(self, begun: Sequence[int], watched: Sequence[float]) -> float | None:
+        """How far Yes and No (logits `watched`) were apart, of an answer that begins with one of them."""
+        if not begun or begun[0] not in self._decision:
+            return None
+        return watched[0] - watched[1]
 
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.options.max_tokens if max_tokens is None else max_tokens
@@ -398,6 +417,9 @@ class Reader:
         first_ms = decode_ms = 0.0
         answer._stop = "length"
         for step in self._language.steps(stop_ids=stop_ids, max_tokens=limit):
+            if not answer._logprobs and step.token in self._decision:
+                logits = self._language.logits()  # the token was chosen and not run yet
+                answer._margin = self._margin([step.token], [float(logits[id]) for id in self._decision])
             answer._logprobs.append(step.logprob)
             if first_ms:
                 decode_ms += step.decode_ms

@@ -50,7 +50,17 @@ def test_json_has_every_field(film: Path, base: list[object]) -> None:
     assert set(record["timing_ms"]) == parts
     assert all(record["timing_ms"][part] <= record["timing_ms"]["total"] for part in parts)
     assert len(record["answers"]) == 3
-    fields = {"question", "text", "boxes", "labels", "prefill_tokens", "tokens", "stop", "timing_ms"}
+    fields = {
+        "question",
+        "text",
+        "boxes",
+        "labels",
+        "confidence",
+        "prefill_tokens",
+        "tokens",
+        "stop",
+        "timing_ms",
+    }
     for answer in record["answers"]:
         assert set(answer) == fields and set(answer["timing_ms"]) == {"prefill", "first_token", "decode"}
     first, *later = (answer["prefill_tokens"] for answer in record["answers"])
