@@ -1,4 +1,4 @@
-"""What is timed of one bundle in one process: a film's first answer, a second question, a checklist, a report."""
+"""What is timed of one bundle in one process: first answer, second question, checklist, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from radvlm_edge.runtime import prompts
 from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.reader import Reader, Study
 
-PARTS = ("DICOM", "crops", "vision", "prefill", "decode", "detokenise")
 COLD, SECOND, CHECKLIST, REPORT = "cold first answer", "second question", "checklist", "report"
 CASES = (COLD, SECOND, CHECKLIST, REPORT)
 REPORT_TOKENS = 200
@@ -74,10 +73,11 @@ class BundleRunner:
         self.study = self.reader.look(self.film)
         looked = self.study.looked
         found = self._of([self.study.ask(FIRST_QUESTION)])
-        found.parts_ms |= {
+        found.parts_ms = {
             "DICOM": looked.decode_film_ms,
             "crops": looked.crops_ms,
             "vision": looked.vision_ms,
+            **found.parts_ms,
         }
         layout = self.study.layout
         found.counts |= {"crops": layout.crops, "image_tokens": layout.image_tokens}

@@ -20,7 +20,6 @@ from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.reader import Options, Reader
 
 FIRST, SECOND = "first process", "second process"
-PARTS = ("start", "load", "DICOM", "crops", "vision", "cache", "prefill", "decode")
 STATUS = Path("/proc/self/status")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import re
 import shutil
@@ -161,8 +160,7 @@ class Spent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # a counter that vanished gives no figure
-            self.joules = {
-                meter.name: meter.joules() - before
-                for meter, before in zip(self._meters, self._before, strict=True)
-            }
+        self.joules = {
+            meter.name: meter.joules() - before
+            for meter, before in zip(self._meters, self._before, strict=True)
+        }
