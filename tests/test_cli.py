@@ -163,13 +163,6 @@ def test_doctor_names_machine_engines_and_bundle() -> None:
     assert "ONNX Runtime" in report["engines"]["vision"]
 
 
-def test_bench_reports_every_part(film: Path, base: list[object]) -> None:
-    code, out, _ = run("bench", film, "--repeats", 2, "--json", *base)
-    result = json.loads(out)
-    assert code == 0 and result["repeats"] == 2
-    assert all(0 <= row["min"] <= row["median"] <= row["max"] for row in result["parts_ms"].values())
-
-
 def test_output_that_nobody_reads_is_no_traceback(film: Path, base: list[object]) -> None:
     command = f"{CLI} infer {film} {film} {film} --ask a? {' '.join(map(str, base))} | head -c 1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
