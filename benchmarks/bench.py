@@ -69,7 +69,7 @@ class Plan:
 
 def measure(plan: Plan, say: Say = lambda line: None) -> dict[str, Any]:
     """Do everything; figures as JSON (docs/benchmarks.md). Raises what opening and looking raise."""
-    header = machine()
+    header, bundle = machine(), Bundle.open(plan.bundle)
     variants = plan.variants()
     meters, missing = open_meters()
     try:
@@ -83,13 +83,13 @@ def measure(plan: Plan, say: Say = lambda line: None) -> dict[str, Any]:
         runs[name] |= rows
     figures = {name: {**described[name], "cases": _cases(rows)} for name, rows in runs.items()}
     for name in variants:
-        figures[name]["roofline"] = _roofline(plan, figures[name], runs[name], ceilings)
+        figures[name]["roofline"] = _roofline(bundle, figures[name], runs[name], ceilings)
         figures[name]["joules_per_study"] = _joules(runs[name])
     _same_answers(runs, figures)
     return {
         "format": FORMAT,
         "machine": header,
-        "bundle": {"name": (opened := Bundle.open(plan.bundle)).manifest.name, "sha256": opened.sha256},
+        "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256},
         "film": plan.film_name,
         "repeats": plan.repeats,
         "warm_up": plan.warm_up,
@@ -138,21 +138,23 @@ def _once(runner: Runner, case: str, meters: list[Meter]) -> Run | None:
 
 
 def _in_processes(plan: Plan, variants: dict[str, Options], say: Say) -> dict[str, dict[str, list[Run]]]:
-    """A process that keeps the study, and a second that finds it; a new cache every repeat."""
+    """A process that keeps the study, and a second that finds it; a new cache every repeat.
+
+    No warm-up: the rounds before have read every file.
+    """
     runs: dict[str, dict[str, list[Run]]] = {name: {} for name in variants}
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film"
         film.write_bytes(plan.film)
-        for repeat in range(plan.warm_up + plan.repeats):
-            say(f"processes, {repeat + 1} of {plan.warm_up + plan.repeats}")
+        for repeat in range(plan.repeats):
+            say(f"processes, {repeat + 1} of {plan.repeats}")
             for name, options in variants.items():
                 studies = Path(folder) / f"studies {repeat} {name}"
                 for case in (processes.FIRST, processes.SECOND):
                     found = processes.run_process(film, cases.FIRST_QUESTION, plan.bundle, options, studies)
                     kept = sum(path.stat().st_size for path in studies.iterdir())
                     found.counts["study_bytes"] = kept
-                    if repeat >= plan.warm_up:
-                        runs[name].setdefault(case, []).append(found)
+                    runs[name].setdefault(case, []).append(found)
                 for path in studies.iterdir():
                     path.unlink()
     return runs
@@ -171,10 +173,9 @@ def _cases(runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def _roofline(
-    plan: Plan, figures: dict[str, Any], runs: dict[str, list[Run]], ceilings: Ceilings
+    bundle: Bundle, figures: dict[str, Any], runs: dict[str, list[Run]], ceilings: Ceilings
 ) -> dict[str, dict[str, Any]]:
     """Fractions by the median of each phase."""
-    bundle = Bundle.open(plan.bundle)
     artefacts = (bundle.artefact(role, figures[role]) for role in ("vision", "language"))
     network, geometry = network_of(bundle), bundle.manifest.geometry
     work = phases(runs[cases.COLD][-1], runs[cases.REPORT][-1], geometry, network, *artefacts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,7 +70,10 @@ class BundleRunner:
         return self.study
 
     def _cold(self) -> Run:
-        self.reader._recall._language.clear()  # not even the prompt's head is left from the film before
+        self.study = None
+        self.reader._settle()
+        gc.collect()
+        self.reader._language.clear()  # not even the prompt's head is left from the film before
         self.study = self.reader.look(self.film)
         looked = self.study.looked
         found = self._of([self.study.ask(FIRST_QUESTION)])

@@ -70,7 +70,8 @@ class CheckpointRunner:
         marks.append(time.perf_counter())
         picture = Image.fromarray(pixels).convert("RGB")
         views = self.processor(picture, return_tensors="pt")["pixel_values"][0]
-        layout = crops.plan(*pixels.shape, self.checkpoint.config.geometry)
+        height, width = pixels.shape
+        layout = crops.plan(height, width, self.checkpoint.config.geometry)
         marks.append(time.perf_counter())
         features = image_features(self.model, views).numpy()
         image = anyres.pack(features, layout, self.newline)

@@ -94,7 +94,7 @@ def _batch(items: Any, *_: Any) -> tuple[str, dict[str, int]]:
 
 def record(reader: Reader, film: bytes) -> Trace:
     """One cold look and answer, watched; a reader that has looked before is warm."""
-    reader._recall._language.clear()
+    reader._language.clear()
     trace = Trace()
     with traced(reader, trace):
         reader.look(film).ask(FIRST_QUESTION).finish()

@@ -80,16 +80,8 @@ def measure(
     ]
     used = ~checkpoint.unused
     reference = asked.reference(checkpoint, questions, most_passes, used, progress)
-    vision, images = {}, {}
-    held = [a.precision for a in bundle.manifest.artefacts if a.role == "vision"]
-    for precision in held:
-        progress(f"vision {precision}")
-        tower = open_tower(bundle.path(bundle.artefact("vision", precision)), threads)
-        tokens = [tower.encode(views) for views, _ in cut]
-        vision[precision] = _vision_figures(expected, tokens)
-        images[precision] = [
-            anyres.pack(one, layout, newline) for one, (_, layout) in zip(tokens, cut, strict=True)
-        ]
+    vision, images = _by_vision(bundle, cut, expected, newline, threads, progress)
+    held = list(vision)
     head = OutputHead(checkpoint)
     combinations = {}
     for artefact in bundle.manifest.artefacts:
@@ -104,9 +96,9 @@ def measure(
     unsettled = sum(not one for film in reference.settled for one in film)
     detail = {}
     if details:
-        score = partial(asked.score, reference=reference, head=head, used=used)
+        scored = partial(asked.score, reference=reference, head=head, used=used)
         pixels = [film.pixels for film in films.films]
-        detail["detail"] = _by_detail(asked, pixels, details, newline, score, progress)
+        detail["detail"] = _by_detail(asked, pixels, details, newline, scored, progress)
     return {
         "format": FORMAT,
         "asked": described(films.described, reference.passes, unsettled),
@@ -133,6 +125,27 @@ def write(bundle: Bundle, figures: dict[str, Any], limits: dict[str, float]) -> 
     stored = {**figures, "limits": dict(limits), "beyond": verdicts}
     text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
     return reseal(bundle, manifest, {"fidelity.json": text.encode()})
+
+
+def _by_vision(
+    bundle: Bundle,
+    cut: list[tuple[npt.NDArray[np.uint8], crops.Layout]],
+    expected: Sequence[Floats],
+    newline: Floats,
+    threads: int | None,
+    progress: Say,
+) -> tuple[dict[str, Any], dict[str, list[Floats]]]:
+    """Figures and image tokens of every vision artefact."""
+    vision, images = {}, {}
+    for precision in [a.precision for a in bundle.manifest.artefacts if a.role == "vision"]:
+        progress(f"vision {precision}")
+        tower = open_tower(bundle.path(bundle.artefact("vision", precision)), threads)
+        tokens = [tower.encode(views) for views, _ in cut]
+        vision[precision] = _vision_figures(expected, tokens)
+        images[precision] = [
+            anyres.pack(one, layout, newline) for one, (_, layout) in zip(tokens, cut, strict=True)
+        ]
+    return vision, images
 
 
 def _by_detail(

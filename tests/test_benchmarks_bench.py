@@ -294,6 +294,7 @@ def test_the_command_writes_figures_and_pictures(
     film.write_bytes(SMALL)
     folder.mkdir()
     monkeypatch.setattr(bench, "measure_ceilings", lambda threads: small_ceilings)
+    monkeypatch.setattr(bench, "_in_processes", lambda *_: {})  # measured above
     command = ["bench", "--film", str(film), "--threads", "1", "--repeat", "1", "--max-tokens", "4"]
     command += ["--detail", "exact,144", "--json", str(folder / "b.json"), "--plot", str(folder / "b.png")]
     run = CliRunner().invoke(cli, [*command, "--trace", str(folder / "t.json")])
@@ -303,7 +304,7 @@ def test_the_command_writes_figures_and_pictures(
     assert list(figures["variants"]) == ["fp16 Q8_0 detail exact", "fp16 Q8_0 detail 144"]
     exact, less = (one["cases"][COLD]["counts"] for one in figures["variants"].values())
     assert exact["image_tokens"] > less["image_tokens"] and less["crops"] == 2
-    for words in ("second process", "tokens prefilled", "on disk", "% of", "fp16 Q8_0 detail 144"):
+    for words in ("second question", "tokens prefilled", "on disk", "% of", "fp16 Q8_0 detail 144"):
         assert words in run.output
 
 

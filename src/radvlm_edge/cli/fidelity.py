@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from radvlm_edge.cli.options import need
+
+if TYPE_CHECKING:
+    from radvlm_edge.bundle import Bundle
 
 
 @click.command()
@@ -100,7 +103,6 @@ def fidelity(
     from radvlm_edge.export import probe_films
     from radvlm_edge.export.checkpoint import open_checkpoint
     from radvlm_edge.export.fidelity_detail import chosen_levels
-    from radvlm_edge.export.fidelity_page import render_page
     from radvlm_edge.export.fidelity_prompts import FILMS, FIRST_SEED
 
     opened = Bundle.open(bundle)
@@ -123,14 +125,20 @@ def fidelity(
     if opened.signed:
         _say(f"{bundle}: its signature is gone, since its content changed; sign it again with verify --sign")
     stored: dict[str, Any] = json.loads((bundle / "fidelity.json").read_text(encoding="utf-8"))
+    _pictures(stored, sealed, html, plot)
+    click.echo(json.dumps(stored) if as_json else "\n".join(_lines(stored)))
+
+
+def _pictures(stored: dict[str, Any], sealed: Bundle, html: Path | None, plot: Path | None) -> None:
     if html is not None:
+        from radvlm_edge.export.fidelity_page import render_page
+
         page = render_page(sealed.manifest.name, sealed.sha256, stored, stored["beyond"])
         html.write_text(page, encoding="utf-8")
     if plot is not None:
         from radvlm_edge.benchmarks.detail_plot import draw_detail
 
         draw_detail(stored["detail"], plot)
-    click.echo(json.dumps(stored) if as_json else "\n".join(_lines(stored)))
 
 
 def _lines(stored: dict[str, Any]) -> Iterator[str]:
