@@ -134,4 +134,4 @@ class BundleRunner:
         )
 
     def _text(self, ids: list[int]) -> str:
-        return b"".join(map(self.reader._language.piece, ids)).decode("utf-8", "replace")
+        return b"".join(map(self.reader._language.piece, ids)).decode("utf-8", "replace").strip()
