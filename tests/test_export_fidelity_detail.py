@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -32,10 +32,11 @@ def test_levels_are_the_models_or_the_callers() -> None:
             chosen_levels(wrong, FULL)
 
 
-def test_detail_is_measured_beside_its_price(
-    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(tiny_bundle, tmp_path / "b")
+def test_detail_is_measured_beside_its_price(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from radvlm_edge.export.exporter import export_checkpoint
+
+    chosen: dict[str, Any] = {"vision": ("fp32",), "language": ("F16",), "parity": "none"}
+    export_checkpoint(tiny_checkpoint, tmp_path / "b", **chosen)
     plot = tmp_path / "detail.png"
     command = ["fidelity", str(tmp_path / "b"), "--against", str(tiny_checkpoint), "--phantoms", "1"]
     run = CliRunner().invoke(
@@ -44,10 +45,10 @@ def test_detail_is_measured_beside_its_price(
     assert run.exit_code == 0, run.output
     found = json.loads(run.stdout)
     detail = found["detail"]
-    assert set(detail["levels"]) == {"exact", "56", "28"} and detail["combination"] == "fp16+Q8_0"
+    assert set(detail["levels"]) == {"exact", "56", "28"} and detail["combination"] == "fp32+F16"
     levels = detail["levels"]
     same = {key: levels["exact"][key] for key in ("answers", "boxes", "labels", "next_token", "yes_no")}
-    whole = found["combinations"]["fp16+Q8_0"]
+    whole = found["combinations"]["fp32+F16"]
     assert same == {key: whole[key] for key in same}, "exact detail is the combination itself"
     from radvlm_edge.export.fidelity_prompts import FIRST_SEED
     from radvlm_edge.export.probe_films import phantoms
@@ -63,7 +64,7 @@ def test_detail_is_measured_beside_its_price(
     bundle = Bundle.open(tmp_path / "b")
     bundle.verify()
     assert bundle.manifest.fidelity is not None
-    assert set(bundle.manifest.fidelity["detail"]["fp16+Q8_0"]) <= {"56", "28"}
+    assert set(bundle.manifest.fidelity["detail"]["fp32+F16"]) <= {"56", "28"}
     with Image.open(plot) as picture:
         colours = picture.getcolors(1 << 20)
     assert picture.size == (900, 700) and colours is not None and len(colours) > 3
