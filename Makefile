@@ -26,7 +26,7 @@ check: .venv/.dev
 	$(BIN)/python tools/cli_page.py --check docs/cli.md
 
 bench: .venv/.base
-	$(BIN)/radvlm-edge bench examples/chest.dcm
+	$(BIN)/radvlm-edge bench --film examples/chest.dcm
 
 # The demonstration bundle, from its checkpoint; every version stays in the repository's history for ever.
 demo-bundle: .venv/.dev

@@ -7,8 +7,11 @@ aggregates leave this file: no film, no text, no identifier.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export import fidelity_metrics as metrics
 from radvlm_edge.export.checkpoint import Checkpoint
+from radvlm_edge.export.fidelity_detail import measure_levels
 from radvlm_edge.export.fidelity_prompts import ANSWER_TOKENS, QUESTIONS, described
 from radvlm_edge.export.fidelity_reference import ReferenceAnswers, answer_by_drafts
 from radvlm_edge.export.fidelity_score import Score, beyond, judged
@@ -25,6 +29,7 @@ from radvlm_edge.export.probe_films import ProbeFilms
 from radvlm_edge.export.shared_prefix import OutputHead, Sequences, stream_image_features
 from radvlm_edge.reseal import reseal
 from radvlm_edge.runtime import anyres, crops, prompts
+from radvlm_edge.runtime.detail import EXACT
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import combination
 from radvlm_edge.runtime.vision import open_tower
@@ -45,9 +50,12 @@ def measure(
     *,
     threads: int | None = None,
     most_passes: int = MOST_PASSES,
+    details: Sequence[int | None] = (),
     progress: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Figures of every combination of the bundle's artefacts; see docs/fidelity.md for their meaning.
+
+    With `details` (caps in pixels, `None`: exact) also of the default combination at each of them.
 
     Raises ParityError if the bundle was made from another checkpoint, or with another vocabulary.
     """
@@ -72,16 +80,8 @@ def measure(
     ]
     used = ~checkpoint.unused
     reference = asked.reference(checkpoint, questions, most_passes, used, progress)
-    vision, images = {}, {}
-    held = [a.precision for a in bundle.manifest.artefacts if a.role == "vision"]
-    for precision in held:
-        progress(f"vision {precision}")
-        tower = open_tower(bundle.path(bundle.artefact("vision", precision)), threads)
-        tokens = [tower.encode(views) for views, _ in cut]
-        vision[precision] = _vision_figures(expected, tokens)
-        images[precision] = [
-            anyres.pack(one, layout, newline) for one, (_, layout) in zip(tokens, cut, strict=True)
-        ]
+    vision, images = _by_vision(bundle, cut, expected, newline, threads, progress)
+    held = list(vision)
     head = OutputHead(checkpoint)
     combinations = {}
     for artefact in bundle.manifest.artefacts:
@@ -94,12 +94,18 @@ def measure(
                 score = asked.score(model, images[precision], reference, head, used)
                 combinations[name] = score.figures()
     unsettled = sum(not one for film in reference.settled for one in film)
+    detail = {}
+    if details:
+        scored = partial(asked.score, reference=reference, head=head, used=used)
+        pixels = [film.pixels for film in films.films]
+        detail["detail"] = _by_detail(asked, pixels, details, newline, scored, progress)
     return {
         "format": FORMAT,
         "asked": described(films.described, reference.passes, unsettled),
         "source_sha256": bundle.manifest.source["sha256"],
         "vision": vision,
         "combinations": combinations,
+        **detail,
     }
 
 
@@ -109,14 +115,62 @@ def write(bundle: Bundle, figures: dict[str, Any], limits: dict[str, float]) -> 
     A combination that was ever measured beyond its limits is named for ever.
     """
     before = bundle.manifest.fidelity or {"ever_beyond": []}
-    verdicts = {name: beyond(one, limits) for name, one in figures["combinations"].items() if judged(one)}
+    verdicts = _verdicts(figures["combinations"], limits)
     ever = sorted({*before["ever_beyond"], *(name for name, found in verdicts.items() if found)})
-    manifest = replace(
-        bundle.manifest, limits=dict(limits), fidelity={"beyond": verdicts, "ever_beyond": ever}
-    )
+    fidelity: dict[str, Any] = {"beyond": verdicts, "ever_beyond": ever}
+    if "detail" in figures:
+        less = {name: one for name, one in figures["detail"]["levels"].items() if name != EXACT}
+        fidelity["detail"] = {figures["detail"]["combination"]: _verdicts(less, limits)}
+    manifest = replace(bundle.manifest, limits=dict(limits), fidelity=fidelity)
     stored = {**figures, "limits": dict(limits), "beyond": verdicts}
     text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
     return reseal(bundle, manifest, {"fidelity.json": text.encode()})
+
+
+def _by_vision(
+    bundle: Bundle,
+    cut: list[tuple[npt.NDArray[np.uint8], crops.Layout]],
+    expected: Sequence[Floats],
+    newline: Floats,
+    threads: int | None,
+    progress: Say,
+) -> tuple[dict[str, Any], dict[str, list[Floats]]]:
+    """Figures and image tokens of every vision artefact."""
+    vision, images = {}, {}
+    for precision in [a.precision for a in bundle.manifest.artefacts if a.role == "vision"]:
+        progress(f"vision {precision}")
+        tower = open_tower(bundle.path(bundle.artefact("vision", precision)), threads)
+        tokens = [tower.encode(views) for views, _ in cut]
+        vision[precision] = _vision_figures(expected, tokens)
+        images[precision] = [
+            anyres.pack(one, layout, newline) for one, (_, layout) in zip(tokens, cut, strict=True)
+        ]
+    return vision, images
+
+
+def _by_detail(
+    asked: _Asked,
+    films: list[npt.NDArray[np.uint8]],
+    caps: Sequence[int | None],
+    newline: Floats,
+    score: Callable[[LanguageModel, list[Floats]], Score],
+    progress: Say,
+) -> dict[str, Any]:
+    """The default artefacts with less of every film (fidelity_detail.py)."""
+    bundle = asked.bundle
+    vision, language = (bundle.artefact(role) for role in ("vision", "language"))
+
+    def answer(images: list[Floats]) -> tuple[Score, list[float]]:
+        with asked.open(language.precision) as model:
+            return score(model, images), model.start_ms
+
+    tower = open_tower(bundle.path(vision), asked.threads)
+    found = measure_levels(films, bundle.manifest.geometry, caps, tower, newline, answer, progress)
+    return {"combination": combination(vision.precision, language.precision), "levels": found}
+
+
+def _verdicts(figures: dict[str, Any], limits: dict[str, float]) -> dict[str, list[str]]:
+    return {name: beyond(one, limits) for name, one in figures.items() if judged(one)}
 
 
 def _vision_figures(expected: Sequence[Floats], given: Sequence[Floats]) -> dict[str, Any]:
@@ -223,9 +277,19 @@ class _Asked:
 
 
 class _Open(LanguageModel):
-    """A language model closed at the end of a `with`."""
+    """A language model closed at the end of a `with`; keeps what each prefix took."""
 
-    def __enter__(self) -> LanguageModel:
+    def __init__(self, path: Path, *, context: int, threads: int | None) -> None:
+        super().__init__(path, context=context, threads=threads)
+        self.start_ms: list[float] = []
+
+    def start(self, items: Sequence[list[int] | Floats]) -> int:
+        began = time.perf_counter()
+        run = super().start(items)
+        self.start_ms.append((time.perf_counter() - began) * 1e3)
+        return run
+
+    def __enter__(self) -> _Open:
         return self
 
     def __exit__(self, *_: object) -> None:

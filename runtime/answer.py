@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from radvlm_edge.runtime.answers import Box, parse_boxes, parse_labels
+from radvlm_edge.runtime.confidence import Confidence, of_answer
 
 if TYPE_CHECKING:
     from radvlm_edge.runtime.many import Written
@@ -36,6 +36,7 @@ class Answer:
         self._stream = steps()
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._margin: float | None = None
         self._prefilled = 0
         self._stop = ""
         self._timing = Timing(0.0, 0.0, 0.0)
@@ -63,6 +64,7 @@ class Answer:
         answer = cls(study, question, lambda: iter(()))
         answer._pieces, answer._stop = [text], written.stop
         answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
+        answer._margin = study.reader._margin(written.ids[:1], written.watched)
         first_ms = written.prefill_ms + written.first_ms
         answer._timing = Timing(written.prefill_ms, first_ms, written.decode_ms)
         return answer
@@ -83,10 +85,14 @@ class Answer:
         return parse_labels(self.text)
 
     @property
-    def confidence(self) -> float:
-        """Geometric mean of the probabilities the model gave the answer's tokens; uncalibrated."""
+    def confidence(self) -> Confidence:
+        """How sure the answer is, and what that was calibrated on.
+
+        Of an answer that begins with Yes or No, from a bundle with a temperature: the calibrated probability
+        of that word. Of all others the geometric mean of the tokens' probabilities, `uncalibrated`.
+        """
         self.finish()
-        return math.exp(sum(self._logprobs) / len(self._logprobs))
+        return of_answer(self._logprobs, self._margin, self._study.temperature)
 
     @property
     def tokens(self) -> int:

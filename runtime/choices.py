@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import QuestionError
+from radvlm_edge.runtime.confidence import Confidence
 from radvlm_edge.runtime.llama import BRANCHES, FIRST_BRANCH, TAIL, Llama, Row
 
 
@@ -20,15 +21,18 @@ class Choice:
     question: str
     text: str
     probabilities: dict[str, float]
-    """Of each choice, in the order given; they sum to 1. Uncalibrated: how often the model is right when it
-    says 0.9 has not been measured."""
+    """Of each choice, in the order given; they sum to 1. The model's own: how often it is right when it says
+    0.9 is another matter (`confidence`)."""
     mass: float
     """Probability the model gave all choices together before they were made to sum to 1. Where it is small
     the model would have said something else, and the choice means little."""
     prefill_tokens: int
     """As `Answer.prefill_tokens`; the choices' own tokens are counted too."""
     prefill_ms: float
-    calibrated: None = None
+    confidence: Confidence
+    """Of `text`; calibrated if the bundle holds a temperature and the choices are Yes and No."""
+    calibrated: dict[str, float] | None = None
+    """Calibrated probability of each choice, where `confidence` is calibrated."""
 
 
 def choice_tokens(choices: Sequence[str], tokenize: Callable[[str], list[int]]) -> dict[str, list[int]]:

@@ -61,7 +61,7 @@ def load_film(
     """
     if render not in RENDERS:
         raise FilmError(f"render {render!r} is unknown; choose one of {', '.join(RENDERS)}")
-    content, called = _content(source)
+    content, called = content_of(source)
     name = name or called
     if not content:
         raise FilmError(f"{name}: the file is empty")
@@ -74,7 +74,7 @@ def load_film(
     )
 
 
-def _content(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str]:
+def content_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str]:
     """Bytes of a film and what to call it."""
     if isinstance(source, bytes):
         return source, "-"

@@ -195,15 +195,26 @@ class LanguageModel:
         return self._llama.run([Row(token, start + at, TAIL, True) for at, token in enumerate(tokens)])
 
     def write_together(
-        self, tails: Sequence[list[int]], *, stop_ids: Sequence[int], max_tokens: int
+        self,
+        tails: Sequence[list[int]],
+        *,
+        stop_ids: Sequence[int],
+        max_tokens: int,
+        watched: Sequence[int] = (),
     ) -> list[Written]:
         """Greedy answers to several tails behind the prefix, decoded as one batch (many.py).
 
-        Each must fit the context alone (`check_room`).
+        Each must fit the context alone (`check_room`). The logits of `watched` tokens are kept where each
+        answer begins.
         """
         self._tail = []
         together = Together(
-            self._llama, tails, prefix_tokens=self.prefix_tokens, stop_ids=stop_ids, max_tokens=max_tokens
+            self._llama,
+            tails,
+            prefix_tokens=self.prefix_tokens,
+            stop_ids=stop_ids,
+            max_tokens=max_tokens,
+            watched=watched,
         )
         return together.run()
 

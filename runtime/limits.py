@@ -24,6 +24,28 @@ def combination(vision: str, language: str) -> str:
     return f"{vision}+{language}"
 
 
+def detail_fidelity(bundle: Bundle, choice: Choice, exact: str, detail_px: int | None) -> str:
+    """What was measured of the artefacts with a film shown in at most `detail_px` pixels.
+
+    `exact` is what `check_fidelity` said of them with all of it. Never a refusal: less detail is the
+    caller's own choice, and its cost is said.
+    """
+    if detail_px is None:
+        return exact
+    name = combination(
+        bundle.artefact("vision", choice.vision).precision,
+        bundle.artefact("language", choice.language).precision,
+    )
+    measured = (bundle.manifest.fidelity or {}).get("detail", {}).get(name, {})
+    if str(detail_px) not in measured:
+        found = "not measured"
+    elif measured[str(detail_px)]:
+        found = f"beyond the bundle's limits: {'; '.join(measured[str(detail_px)])}"
+    else:
+        found = "within the bundle's limits"
+    return f"at exact detail {exact}; at detail {detail_px} {found}"
+
+
 def check_fidelity(bundle: Bundle, choice: Choice) -> str:
     """Say what was measured of the artefacts about to be used, for every answer's provenance.
 

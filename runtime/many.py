@@ -29,6 +29,8 @@ class Written:
     """Without the stop token."""
     logprobs: list[float] = field(default_factory=list)
     """Natural logarithm of each token's probability, the stop token's included."""
+    watched: list[float] = field(default_factory=list)
+    """Logits of the watched tokens where its first was chosen."""
     stop: str = "length"
     prefilled: int = 0
     """Tokens run for it before its answer; the first question counts what all begin with."""
@@ -66,7 +68,9 @@ class Together:
         prefix_tokens: int,
         stop_ids: Sequence[int],
         max_tokens: int,
+        watched: Sequence[int] = (),
     ) -> None:
+        self._watched = list(watched)
         self._llama, self._stop_ids, self._max_tokens = llama, stop_ids, max_tokens
         self._stem = common_stem(tails)
         self._rests = [tail[len(self._stem) :] for tail in tails]
@@ -123,6 +127,9 @@ class Together:
         put_off: list[int] = []
         while going:
             asked, tokens, logprobs = going, logits.argmax(axis=1), _best_logprobs(logits)
+            for branch, row in zip(asked, logits, strict=True):
+                if not self._written[branch.index].logprobs:
+                    self._written[branch.index].watched = row[self._watched].tolist()
             going = [
                 branch
                 for branch, token, logprob in zip(asked, tokens.tolist(), logprobs.tolist(), strict=True)

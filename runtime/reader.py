@@ -19,10 +19,12 @@ from radvlm_edge.errors import BackendError, QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
+from radvlm_edge.runtime.confidence import Temperature, decision_tokens, of_choice, temperature_of
+from radvlm_edge.runtime.detail import Detail, capped, named, resolve
 from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
-from radvlm_edge.runtime.limits import check_fidelity
+from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
@@ -45,6 +47,9 @@ class Options:
     """Precision of the language artefact."""
     render: str | None = None
     """`voi`, `minmax` or `mimic`."""
+    detail: Detail = None
+    """Most pixels a film's long side is shown in, e.g. 1152, 768 or 384 (detail.py); `None`, `exact`: all.
+    The context is sized for it."""
     threads: int | None = None
     """CPU threads of both engines; `None`: as many as this process may use."""
     context: int | None = None
@@ -96,6 +101,8 @@ class Study:
     looked: Looked
     prefix_tokens: int
     """Tokens up to the end of the image, which all questions share."""
+    detail_px: int | None = None
+    """Cap the film was looked at with; `None`: exact."""
     encoded: npt.NDArray[np.float32] | None = None
     """Image tokens, once the tower has run."""
     uncharged_tokens: int = 0
@@ -114,7 +121,8 @@ class Study:
     def image(self) -> npt.NDArray[np.float32]:
         """Image tokens `[t, d]`; runs the vision tower if a cached study spared it so far."""
         if self.encoded is None:
-            views, layout = crops.cut(self.film.pixels, self.reader.bundle.manifest.geometry)
+            geometry = capped(self.reader.bundle.manifest.geometry, self.detail_px)
+            views, layout = crops.cut(self.film.pixels, geometry)
             self.encoded = self.reader._encode(views, layout)
         return self.encoded
 
@@ -139,7 +147,7 @@ class Study:
         """Ask, and take the likeliest of given answers: one step of decoding, with probabilities.
 
         A choice is scored as the beginning of the model's answer; the probabilities are exact, made to sum
-        to 1 over the choices, and uncalibrated. Raises QuestionError as `ask`, or for choices that overlap.
+        to 1 over the choices. Raises QuestionError as `ask`, or for choices that overlap.
         """
         return self.reader._choose(self, question, choices)
 
@@ -152,13 +160,25 @@ class Study:
         return self.reader._answer(self, self.turns, question, max_tokens)
 
     @property
+    def detail(self) -> str:
+        """`exact`, or the cap in pixels it was looked at with."""
+        return named(self.detail_px)
+
+    @property
+    def temperature(self) -> Temperature | None:
+        """What the bundle's confidence was calibrated to, if that holds for this study's detail."""
+        held = self.reader.temperature
+        return held if held is not None and held.detail == self.detail else None
+
+    @property
     def provenance(self) -> dict[str, object]:
         reader = self.reader
         return {
             "bundle": {"name": reader.bundle.manifest.name, "sha256": reader.bundle.sha256},
             "vision": reader.vision_artefact.precision,
             "language": reader.language_artefact.precision,
-            "fidelity": reader.fidelity,
+            "detail": self.detail,
+            "fidelity": detail_fidelity(reader.bundle, reader.options, reader.fidelity, self.detail_px),
             "vision_backend": reader.tower.backend,
             "vision_plan": reader.vision_plan(),
             "render": self.film.render,
@@ -187,6 +207,9 @@ class Reader:
         """Why this tower; `None` for one the caller made."""
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
+        precisions = self.vision_artefact.precision, self.language_artefact.precision
+        self.temperature = temperature_of(bundle, combination(*precisions))
+        self._decision = decision_tokens(lambda text: language.tokenize(text, special=False))
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
         self._writing: Answer | None = None
@@ -238,7 +261,7 @@ class Reader:
         if verify:
             bundle.check()
         fidelity = check_fidelity(bundle, options)
-        geometry = bundle.manifest.geometry
+        geometry = capped(bundle.manifest.geometry, resolve(options.detail))
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         chosen = choose_engine(vision.sha256, options.vision_backend, options.threads)
         tower = open_tower(
@@ -266,12 +289,18 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def look(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Study:
+    def look(
+        self, source: str | os.PathLike[str] | bytes | BinaryIO | Film, *, detail: Detail = None
+    ) -> Study:
         """Read a film (path, content, file, or `Film`), encode it and prefill its image tokens, once.
 
-        With a study cache, neither is done for a film kept there. Raises FilmError for a film that cannot
-        be read, StudyCacheError for one kept there under another key.
+        `detail`: `exact`, or the most pixels its long side is shown in; `None`: as the options say. With a
+        study cache, nothing is encoded or prefilled for a film kept there. Raises FilmError for a film that
+        cannot be read, DetailError for a detail the model does not have, StudyCacheError for a film kept
+        under another key.
         """
+        detail_px = resolve(detail, resolve(self.options.detail))
+        geometry = capped(self.bundle.manifest.geometry, detail_px)
         self._settle()
         marks = [time.perf_counter()]
 
@@ -281,16 +310,16 @@ class Reader:
 
         film = source if isinstance(source, Film) else self._load(source)
         decode_ms = lap()
-        views, layout = crops.cut(film.pixels, self.bundle.manifest.geometry)
+        views, layout = crops.cut(film.pixels, geometry)
         looked = Looked(decode_ms, lap())
         prefix = len(self._recall.head) + layout.image_tokens
         if prefix + self.options.max_tokens > self._language.context:
             raise QuestionError(
                 f"the film's {layout.image_tokens} image tokens and {self.options.max_tokens} for an answer "
-                f"do not fit the context of {self._language.context} tokens; raise the context or lower "
-                "--max-tokens"
+                f"do not fit the context of {self._language.context} tokens; raise the context, or lower "
+                "--detail or --max-tokens"
             )
-        study = Study(self, film, layout, looked, prefix)
+        study = Study(self, film, layout, looked, prefix, detail_px)
         found = self._recall.find(study, views)
         cache_ms = lap()
         if not found:
@@ -373,7 +402,9 @@ class Reader:
         self._settle()
         self._recall.resume(study)
         tails = [self._tail([], question, limit) for question in questions]
-        written = self._language.write_together(tails, stop_ids=prompting.stop_ids, max_tokens=limit)
+        written = self._language.write_together(
+            tails, stop_ids=prompting.stop_ids, max_tokens=limit, watched=self._decision
+        )
         written[0].prefilled += study.uncharged_tokens
         written[0].prefill_ms += study.uncharged_ms
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
@@ -391,7 +422,14 @@ class Reader:
         took_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms
         run += study.uncharged_tokens
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
-        return Choice(question, *choose(tokens, logprobs), run, took_ms)
+        text, shares, mass = choose(tokens, logprobs)
+        return Choice(question, text, shares, mass, run, took_ms, *of_choice(shares, study.temperature))
+
+    def _margin(self, begun: Sequence[int], watched: Sequence[float]) -> float | None:
+        """How far Yes and No (logits `watched`) were apart, of an answer that begins with one of them."""
+        if not begun or begun[0] not in self._decision:
+            return None
+        return watched[0] - watched[1]
 
     def _limit(self, max_tokens: int | None) -> int:
         limit = self.options.max_tokens if max_tokens is None else max_tokens
@@ -418,6 +456,9 @@ class Reader:
         first_ms = decode_ms = 0.0
         answer._stop = "length"
         for step in self._language.steps(stop_ids=stop_ids, max_tokens=limit, phrases=self._phrases):
+            if not answer._logprobs and step.token in self._decision:
+                logits = self._language.logits()  # the token was chosen and not run yet
+                answer._margin = self._margin([step.token], [float(logits[id]) for id in self._decision])
             answer._logprobs.append(step.logprob)
             if first_ms:
                 decode_ms += step.decode_ms

@@ -110,8 +110,8 @@ def estimate(
     read = language_bytes * (1 - network.embedding_weights / network.language_weights) + kv
     bound = device.bandwidth_gb_s * 1e9 / read
     rate = bound * device.bandwidth_reached
-    vision_s = crops * _crop_operations(geometry, network) / (device.vision_tflops * 1e12)
-    prefill_s = _prefill_operations(tokens, geometry, network) / (device.prefill_tflops * 1e12)
+    vision_s = crops * crop_operations(geometry, network) / (device.vision_tflops * 1e12)
+    prefill_s = prefill_operations(tokens, geometry, network) / (device.prefill_tflops * 1e12)
     question_s = question_tokens * 2 * network.language_weights / (device.prefill_tflops * 1e12)
     decode_s = answer_tokens / rate
     workspace = _workspace(geometry, network)
@@ -135,14 +135,18 @@ def estimate(
     )
 
 
-def _crop_operations(geometry: Geometry, network: Network) -> float:
+def crop_operations(geometry: Geometry, network: Network) -> float:
+    """Floating-point operations of the tower on one crop; attention only where its width is known."""
     tokens = geometry.tokens_per_crop
     attention = 4 * tokens**2 * network.tower_width * network.tower_layers
     return 2 * network.vision_weights * tokens + attention
 
 
-def _prefill_operations(tokens: int, geometry: Geometry, network: Network) -> float:
-    """Embedding and output matrices are left out: only the last token needs logits."""
+def prefill_operations(tokens: int, geometry: Geometry, network: Network) -> float:
+    """Floating-point operations of a prefill from nothing.
+
+    Embedding and output matrices are left out: only the last token needs logits.
+    """
     inner = network.language_weights - geometry.vocab * geometry.embed_dim
     inner -= network.embedding_weights
     return 2 * inner * tokens + 2 * geometry.layers * tokens**2 * geometry.embed_dim

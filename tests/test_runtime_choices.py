@@ -19,6 +19,7 @@ from PIL import Image
 from radvlm_edge.errors import QuestionError
 from radvlm_edge.runtime import llama, prompts
 from radvlm_edge.runtime.choices import choice_tokens, choose
+from radvlm_edge.runtime.confidence import UNCALIBRATED, Confidence
 from radvlm_edge.runtime.reader import Options, Reader, Study
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,7 @@ def test_probabilities_are_those_of_the_tokens_one_by_one(study: Study) -> None:
     assert list(found.probabilities.values()) == pytest.approx(masses / masses.sum(), rel=2e-3)
     assert found.mass == pytest.approx(masses.sum(), rel=2e-3)
     assert sum(found.probabilities.values()) == pytest.approx(1) and found.calibrated is None
+    assert found.confidence == Confidence(found.probabilities[found.text], UNCALIBRATED)
 
 
 def test_yes_or_no_is_what_the_model_would_begin_with(study: Study) -> None:

@@ -103,7 +103,7 @@ def test_answers_are_those_of_one_by_one(model: str, film: Path, request: pytest
     for one, other in zip(together, alone, strict=True):
         if ids(one) == ids(other):
             assert (one.text, one.labels, one.boxes) == (other.text, other.labels, other.boxes)
-            assert one.confidence == pytest.approx(other.confidence, rel=1e-2)
+            assert one.confidence.value == pytest.approx(other.confidence.value, rel=1e-2)
     again = [study.ask(question).finish() for question in questions[:3]]
     assert [a._logprobs for a in again] == [a._logprobs for a in alone[:3]], "it leaves nothing behind"
 

@@ -29,13 +29,14 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `answers[].question`, `.text` | what was asked and answered |
 | `answers[].boxes[]` | `label`, `xyxy_fraction` (0 to 1; left, top, right, bottom), `xyxy_pixels` |
 | `answers[].labels` | findings the answer affirms; negated ones are not listed |
+| `answers[].confidence` | `value`, 0 to 1; `calibrated_on`: what it was measured on, or `uncalibrated` |
 | `answers[].prefill_tokens` | tokens really prefilled for it; a film's first answer counts the film's |
 | `answers[].tokens`, `.stop` | answer length in tokens; `eos`, or `length` when --max-tokens ended it |
 | `answers[].timing_ms` | `prefill`, `first_token` (prefill included), `decode` |
 | `answers[].choice` | with --choose, in place of boxes, labels and length: `text`; `probabilities`, which \
 sum to 1; `mass`, what they summed to before (small: the model would say something else); \
-`calibrated`: null, not done yet |
-| `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled |
+`calibrated`: the same probabilities calibrated, null where the bundle was not |
+| `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled, `detail` |
 | `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
 film there), `prefill`, `decode`, `total` |
 """

@@ -7,6 +7,7 @@ vision/          uint8 crops in, projected tokens out; image_newline.npy; int8.j
 language/        GGUF: language model, tokenizer, chat template; phrases.txt: answers to guess from
 parity.json      how each artefact compares with the checkpoint
 fidelity.json    optional: how answers of each combination of artefacts compare (export/fidelity.py)
+confidence.json  optional: how a temperature was fitted and what it gave (calibration/confidence.py)
 golden.npz       small tensors for a self-test on the target
 """
 
@@ -99,7 +100,10 @@ class Manifest:
     """Declared limits of the answers' distance from the checkpoint's, as `LIMITS`."""
     fidelity: dict[str, Any] | None = None
     """Verdict of each measured combination `VISION+LANGUAGE`: the limits it is `beyond`, and `ever_beyond`,
-    combinations that were once; `None` where nothing was measured. Figures are in fidelity.json."""
+    combinations that were once; `None` where nothing was measured. `detail`, if it was measured: the same of
+    each combination with less of every film. Figures are in fidelity.json."""
+    confidence: dict[str, Any] | None = None
+    """Of each calibrated combination: `temperature`, `calibrated_on`, `detail`. Figures: confidence.json."""
 
 
 @dataclass(frozen=True)
@@ -273,8 +277,9 @@ def manifest_text(manifest: Manifest) -> str:
     data = asdict(manifest)
     if manifest.limits == LIMITS:
         del data["limits"]
-    if manifest.fidelity is None:
-        del data["fidelity"]
+    for name in ("fidelity", "confidence"):
+        if data[name] is None:
+            del data[name]
     return json.dumps(data, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -19,6 +19,10 @@ class QuestionError(RadvlmError):
     """A question or task that cannot be asked."""
 
 
+class DetailError(RadvlmError):
+    """A level of detail the model does not have."""
+
+
 class BundleError(RadvlmError):
     """A bundle that is missing, incomplete, altered or too new."""
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 @click.option(
     "--choose",
     metavar="A|B",
-    help="Only decide between these beginnings of an answer, e.g. 'Yes|No'; their probabilities, "
-    "uncalibrated, are in the JSON and on stderr.",
+    help="Only decide between these beginnings of an answer, e.g. 'Yes|No'; their probabilities, and whether "
+    "they are calibrated, are in the JSON and on stderr.",
 )
 @reader_options
 @film_options
@@ -154,10 +155,16 @@ def _decide(
         choice = study.choose(question, choices)
         if not as_json:
             shares = ", ".join(f"{text} {share:.3f}" for text, share in choice.probabilities.items())
-            click.echo(f"{film}: {question}: {shares} (uncalibrated)", err=True)
+            click.echo(f"{film}: {question}: {shares} ({_sure(choice)})", err=True)
             click.echo(choice.text)
         records.append(_choice_record(choice))
     return records
+
+
+def _sure(choice: Choice) -> str:
+    if choice.calibrated is None:
+        return choice.confidence.calibrated_on
+    return f"confidence {choice.confidence.value:.3f}, calibrated on {choice.confidence.calibrated_on}"
 
 
 def _stream(answer: Answer) -> None:
@@ -196,6 +203,7 @@ def _record(
             "width": study.layout.width,
             "crops": study.layout.crops,
             "image_tokens": study.layout.image_tokens,
+            "detail": study.detail,
         },
         "timing_ms": {
             "load": round(load_ms, 2),
@@ -223,6 +231,7 @@ def _answer_record(answer: Answer) -> dict[str, Any]:
             for box in answer.boxes
         ],
         "labels": list(answer.labels),
+        "confidence": asdict(answer.confidence),
         "prefill_tokens": answer.prefill_tokens,
         "tokens": answer.tokens,
         "stop": answer.stop,
@@ -244,6 +253,7 @@ def _choice_record(choice: Choice) -> dict[str, Any]:
             "mass": choice.mass,
             "calibrated": choice.calibrated,
         },
+        "confidence": asdict(choice.confidence),
         "prefill_tokens": choice.prefill_tokens,
         "timing_ms": {
             "prefill": round(choice.prefill_ms, 2),

@@ -61,9 +61,20 @@ def reader_options(function: F) -> F:
     return function
 
 
+def detail_option(function: F) -> F:
+    """How much of a film is shown (runtime/detail.py)."""
+    return click.option(
+        "--detail",
+        metavar="exact|PIXELS",
+        help="Show at most so many pixels of a film's long side; with RadVLM's crops 1152, 768 and 384 are "
+        "the steps (docs/detail.md).  [default: exact]",
+    )(function)
+
+
 def film_options(function: F) -> F:
     """Options of every command that reads films."""
     for option in (
+        detail_option,
         click.option("--frame", type=click.IntRange(0), help="Frame of a multi-frame file, from 0."),
         click.option("--any-modality", is_flag=True, help="Also read CT, MR and other non-radiographs."),
         click.option(

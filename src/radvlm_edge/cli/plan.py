@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from radvlm_edge.cli.options import detail_option
 from radvlm_edge.geometry import GEOMETRIES, Geometry
 from radvlm_edge.runtime.devices import DEVICES
 
@@ -35,6 +36,7 @@ FULL_FILM = "2544x3056"
     metavar="X",
     help="With --device: language artefact.  [default: the bundle's, else the best for the device]",
 )
+@detail_option
 @click.option("--any-modality", is_flag=True, help="Also read CT, MR and other non-radiographs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def plan(
@@ -44,6 +46,7 @@ def plan(
     devices: tuple[str, ...],
     vision: str | None,
     language: str | None,
+    detail: str | None,
     any_modality: bool,
     as_json: bool,
 ) -> None:
@@ -59,11 +62,14 @@ def plan(
     shapes = GEOMETRIES[geometry] if geometry else _bundle_geometry(bundle)
     height, width = _size(film or FULL_FILM, any_modality)
     from radvlm_edge.runtime import crops
+    from radvlm_edge.runtime.detail import capped, named, resolve
 
-    layout = crops.plan(height, width, shapes)
+    cap_px = resolve(detail)
+    layout = crops.plan(height, width, capped(shapes, cap_px))
     cost: dict[str, Any] = {
         "height": height,
         "width": width,
+        "detail": named(cap_px),
         "grid": list(layout.grid),
         "crops": layout.crops,
         "image_tokens": layout.image_tokens,
@@ -78,6 +84,7 @@ def plan(
         return
     rows, columns = layout.grid
     click.echo(f"film          {width} x {height} px (width x height)")
+    click.echo(f"detail        {named(cap_px)}" + (" px of the long side at most" if cap_px else ""))
     click.echo(f"crops         {layout.crops} of {shapes.crop_px} px: base view and {rows} x {columns} tiles")
     click.echo(f"image tokens  {layout.image_tokens}")
     click.echo(f"K/V state     {cost['kv_bytes'] / 2**20:.1f} MiB in f16")
