@@ -65,9 +65,7 @@ def float_linear(nodes: Nodes, name: str, value: str, output: str) -> str:
     return nodes.add("MatMul", [value, f"{name}.weight"], output)
 
 
-def build(
-    language: Language, kind: int, kv_kind: int, linear: Linear = float_linear
-) -> onnx.ModelProto:
+def build(language: Language, kind: int, kv_kind: int, linear: Linear = float_linear) -> onnx.ModelProto:
     """The graph without its weights (names: `parameters`), its K and V of type `kv_kind`."""
     nodes = Nodes(kind)
     _shared(nodes, language)
@@ -185,7 +183,9 @@ def _shared(nodes: Nodes, language: Language) -> None:
     p = n.add("Gather", [n.add("Shape", ["past_k.0"], "past_shape"), "zero"], "p")
     chunk = n.add("Range", ["zero", t, "one"], "chunk")
     n.add("Cast", [n.add("Add", [chunk, "start"], "positions")], "positions_float", to=TensorProto.FLOAT)
-    n.add("Mul", [n.add("Reshape", ["positions_float", "column"], "position_column"), "frequencies"], "angles")
+    n.add(
+        "Mul", [n.add("Reshape", ["positions_float", "column"], "position_column"), "frequencies"], "angles"
+    )
     for name in ("Cos", "Sin"):
         value = n.add(name, ["angles"], f"{name.lower()}_float")
         short = n.cast(value, f"{name.lower()}_short", n.kind, TensorProto.FLOAT)
@@ -220,7 +220,9 @@ def _layer(nodes: Nodes, language: Language, index: int, x: str, kv_kind: int, l
 def _norm(n: Nodes, name: str, x: str) -> str:
     """RMSNorm, in float32 whatever the rest is in: squares of large activations leave f16's range."""
     wide = n.cast(x, f"{name}.x", TensorProto.FLOAT, n.kind)
-    mean = n.add("ReduceMean", [n.add("Pow", [wide, "exponent"], f"{name}.square")], f"{name}.mean", axes=[-1])
+    mean = n.add(
+        "ReduceMean", [n.add("Pow", [wide, "exponent"], f"{name}.square")], f"{name}.mean", axes=[-1]
+    )
     root = n.add("Sqrt", [n.add("Add", [mean, "eps"], f"{name}.variance")], f"{name}.root")
     unit = n.add("Div", [wide, root], f"{name}.unit")
     unit = n.cast(unit, f"{name}.unit_short", n.kind, TensorProto.FLOAT)

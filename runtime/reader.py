@@ -22,6 +22,7 @@ from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
+from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import VisionTower, open_tower
@@ -51,6 +52,11 @@ class Options:
     """Read CT, MR and the like too."""
     frame: int | None = None
     """Frame of a multi-frame file, from 0."""
+    prefill_backend: str = AUTO
+    """Who computes an image's K and V: `llama`, `onnx`, `openvino` (the last two need a prefill artefact), or
+    `auto`: what was faster when it was measured on this machine."""
+    prefill: str | None = None
+    """Precision of the prefill artefact."""
     force: bool = False
     """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
     study_memory: int = 2 << 30
@@ -76,6 +82,8 @@ class Looked:
     prefill_ms: float = 0.0
     cache_ms: float = 0.0
     """Looking the film up in the study cache, and writing it there."""
+    prefill_by_ms: dict[str, float] = field(default_factory=dict)
+    """What each engine took of the prefill."""
 
 
 @dataclass(eq=False)
@@ -152,6 +160,7 @@ class Study:
             "language": reader.language_artefact.precision,
             "fidelity": reader.fidelity,
             "vision_backend": reader.tower.backend,
+            "prefill": reader.prefilling.told(),
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
         }
@@ -168,12 +177,14 @@ class Reader:
         options: Options,
         load_ms: float,
         store: StudyStore | None = None,
+        prefilling: Prefilling | None = None,
     ) -> None:
         self.bundle = bundle
         self.tower = tower
         self.options = options
         self.load_ms = load_ms
         self.fidelity = "not measured"
+        self.prefilling = prefilling or Prefilling("llama.cpp", "not asked for")
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
@@ -226,7 +237,17 @@ class Reader:
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         tower = open_tower(vision, options.threads)
         model = LanguageModel(language, context=context, threads=options.threads)
-        reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
+        model.split, prefilling = open_prefill(
+            bundle,
+            model.engine,
+            wanted=options.prefill_backend,
+            precision=options.prefill,
+            threads=options.threads,
+        )
+        if model.split is not None and fidelity != "not measured":
+            fidelity += " with llama.cpp's own prefill"
+        load_ms = (time.perf_counter() - began) * 1e3
+        reader = cls(bundle, tower, model, options, load_ms, store, prefilling)
         reader.fidelity = fidelity
         return reader
 
@@ -271,6 +292,7 @@ class Reader:
             study.encoded = self._encode(views, layout)
             looked.vision_ms = lap()
             looked.prefill_ms = self._recall.prefill(study)
+            looked.prefill_by_ms = dict(self._language.spent_ms)
             lap()
             self._recall.keep(study)
             cache_ms += lap()
@@ -284,8 +306,12 @@ class Reader:
 
     def _facts(self) -> dict[str, object]:
         """What a film's K/V depends on besides the film and the engines."""
+        prefill = (
+            self.prefilling.precision and self.bundle.artefact("prefill", self.prefilling.precision).sha256
+        )
         return {
             "bundle": self.bundle.sha256,
+            **({"prefill artefact": prefill} if prefill else {}),
             "vision": self.vision_artefact.sha256,
             "vision backend": self.tower.backend,
             "language": self.language_artefact.sha256,
