@@ -28,7 +28,7 @@ def compare_prefill(
     expected: Sequence[Floats],
     int8_gate: float,
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Figures of graphs (precision → path) in ONNX Runtime before the F16 artefact, and what is beyond limits.
+    """Figures of graphs (precision → path) in ONNX Runtime before the F16 artefact; what is beyond limits.
 
     `prompts`: head, image tokens, tails; `expected`: the checkpoint's logits `[vocab]` behind each tail.
     Float graphs must choose its token and stay within TOLERANCE; INT8's logits within `int8_gate` (root mean

@@ -36,9 +36,9 @@ Floats = npt.NDArray[np.float32]
 CHUNK = 256
 """Tokens run at once. Scores take heads x chunk x tokens; larger chunks compute more that is masked."""
 PROBE_HEAD = 4
-AGREEMENT = {"fp32": 0.98, "fp16": 0.98, "int8": 0.9}
-"""Least correlation of any layer's K or V with llama.cpp's own; a quantised language artefact takes its part
-of it, a wrong layout or order leaves nothing of it."""
+AGREEMENT, ROUNDED_AGREEMENT = 0.98, 0.8
+"""Least correlation of any layer's K or V with llama.cpp's own: both in float, or either of them rounded. A
+wrong layout or order leaves nothing of it."""
 
 
 class PrefillEngine(Protocol):
@@ -79,6 +79,8 @@ class SplitPrefill:
 
     engine: PrefillEngine
     form: Form
+    artefact: str = ""
+    """sha256 of the graph's file."""
     chunk: int = CHUNK
 
     def extend(self, state: Buffer, embeddings: Floats) -> bytearray:
@@ -102,7 +104,7 @@ class SplitPrefill:
 
     def described(self) -> dict[str, object]:
         """What K and V depend on, for the study cache."""
-        return {"backend": self.engine.backend, "chunk": self.chunk}
+        return {"backend": self.engine.backend, "artefact": self.artefact, "chunk": self.chunk}
 
 
 def form_of(llama: Llama, layers: int, width: int) -> Form:

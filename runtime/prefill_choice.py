@@ -25,7 +25,7 @@ from radvlm_edge.bundle import Artefact, Bundle
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.kv_state import StateError
 from radvlm_edge.runtime.llama import PREFIX, Llama, build_identity
-from radvlm_edge.runtime.prefill import AGREEMENT, ENGINES, SplitPrefill, open_split
+from radvlm_edge.runtime.prefill import AGREEMENT, ENGINES, ROUNDED_AGREEMENT, SplitPrefill, open_split
 from radvlm_edge.runtime.vision import available_cpus
 
 Floats = npt.NDArray[np.float32]
@@ -60,9 +60,17 @@ class Prefilling:
 
 
 def open_prefill(
-    bundle: Bundle, llama: Llama, *, wanted: str, precision: str | None, threads: int | None
+    bundle: Bundle,
+    llama: Llama,
+    *,
+    wanted: str,
+    precision: str | None,
+    language: str,
+    threads: int | None,
 ) -> tuple[SplitPrefill | None, Prefilling]:
     """The engine that prefills images (`None`: llama.cpp), checked against this llama.cpp.
+
+    `language` is the precision of the artefact llama.cpp holds, `precision` that of the prefill artefact.
 
     Raises BackendError for an engine asked for by name that is not installed or cannot load the graph, or a
     bundle without one; states or K and V that are not as expected leave it to llama.cpp, with a note.
@@ -78,7 +86,9 @@ def open_prefill(
             f"{bundle.folder}: holds no prefill graph; export with --prefill int8, "
             "or choose --prefill-backend llama"
         )
-    one = _Opening(bundle, bundle.artefact("prefill", precision), llama, threads)
+    artefact = bundle.artefact("prefill", precision)
+    exact = artefact.precision != "int8" and language == "F16"
+    one = _Opening(bundle, artefact, llama, threads, AGREEMENT if exact else ROUNDED_AGREEMENT)
     if wanted == AUTO:
         return one.auto()
     try:
@@ -100,6 +110,8 @@ class _Opening:
     artefact: Artefact
     llama: Llama
     threads: int | None
+    least: float
+    """Agreement with llama.cpp an engine must reach."""
 
     def open(self, name: str) -> tuple[SplitPrefill, int]:
         """An engine that agrees with llama.cpp, and the bytes of memory it took."""
@@ -114,10 +126,11 @@ class _Opening:
                 width=geometry.kv_heads * geometry.head_dim,
                 layers=geometry.layers,
                 threads=self.threads,
-                least=AGREEMENT[self.artefact.precision],
+                least=self.least,
             )
         except StateError as error:
             raise _UnexpectedError(f"{error}; llama.cpp prefills instead") from error
+        split.artefact = self.artefact.sha256
         return split, max(anonymous_bytes() - before, 0)
 
     def sample(self) -> Floats:

@@ -237,13 +237,18 @@ class Reader:
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
         tower = open_tower(vision, options.threads)
         model = LanguageModel(language, context=context, threads=options.threads)
-        model.split, prefilling = open_prefill(
-            bundle,
-            model.engine,
-            wanted=options.prefill_backend,
-            precision=options.prefill,
-            threads=options.threads,
-        )
+        try:
+            model.split, prefilling = open_prefill(
+                bundle,
+                model.engine,
+                wanted=options.prefill_backend,
+                precision=options.prefill,
+                language=bundle.artefact("language", options.language).precision,
+                threads=options.threads,
+            )
+        except BaseException:
+            model.close()
+            raise
         if model.split is not None and fidelity != "not measured":
             fidelity += " with llama.cpp's own prefill"
         load_ms = (time.perf_counter() - began) * 1e3
@@ -306,12 +311,8 @@ class Reader:
 
     def _facts(self) -> dict[str, object]:
         """What a film's K/V depends on besides the film and the engines."""
-        prefill = (
-            self.prefilling.precision and self.bundle.artefact("prefill", self.prefilling.precision).sha256
-        )
         return {
             "bundle": self.bundle.sha256,
-            **({"prefill artefact": prefill} if prefill else {}),
             "vision": self.vision_artefact.sha256,
             "vision backend": self.tower.backend,
             "language": self.language_artefact.sha256,

@@ -200,7 +200,7 @@ def _record(
             "vision": round(looked.vision_ms, 2),
             "cache": round(looked.cache_ms, 2),
             "prefill": round(sum(answer["timing_ms"]["prefill"] for answer in answers), 2),
-            "prefill_by": {name: round(ms, 2) for name, ms in looked.prefill_by_ms.items()},
+            "prefill_other": round(sum(ms for n, ms in looked.prefill_by_ms.items() if n != "llama.cpp"), 2),
             "decode": round(sum(answer["timing_ms"]["decode"] for answer in answers), 2),
             "total": round(total_ms, 2),
         },
