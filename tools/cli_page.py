@@ -25,7 +25,7 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `bundle` | `name`; `sha256` of bundle.json, which lists every other digest; `demonstration` |
 | `render` | how pixels became 8-bit grey |
 | `cache` | `hit`: K/V from the study cache, neither tower nor prefill ran; `miss`; `off`: no --study-cache |
-| `prefill` | who prefilled the image: `backend`, `reason`, and for another engine than llama.cpp `precision`, \
+| `prefill` | who prefills images: `backend`, `reason`, and for another engine than llama.cpp `precision`, \
 `memory_bytes` of its copy of the weights, `tokens_per_s` as measured for auto; `notes` where one failed |
 | `answers[].question`, `.text` | what was asked and answered |
 | `answers[].boxes[]` | `label`, `xyxy_fraction` (0 to 1; left, top, right, bottom), `xyxy_pixels` |
@@ -38,7 +38,7 @@ sum to 1; `mass`, what they summed to before (small: the model would say somethi
 `calibrated`: null, not done yet |
 | `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled |
 | `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
-film there), `prefill`, `prefill_other` (the part of the film's prefill that another engine than llama.cpp ran), \
+film there), `prefill`, `prefill_other` (of the film's, what another engine than llama.cpp ran), \
 `decode`, `total` |
 """
 
