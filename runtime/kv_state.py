@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ HEADER, CELL, TABLE = struct.Struct("<IiII"), struct.Struct("<iIi"), struct.Stru
 ROWS, COLUMNS = struct.Struct("<iQ"), struct.Struct("<iII")
 
 Halves = npt.NDArray[np.float16]
-Rows = npt.NDArray[np.floating]
+Rows = npt.NDArray[np.floating[Any]]
 Buffer = bytes | bytearray | memoryview
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class PrefillEngine(Protocol):
 
     backend: str
     """Engine and device, e.g. `openvino CPU`."""
-    kv_type: np.dtype[np.floating]
+    kv_type: np.dtype[Any]
     """Of K and V at the graph's edge: float32 or float16."""
 
     def run(self, embeddings: Floats, past: Sequence[Rows]) -> list[Rows]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ class _Opening:
 
     def auto(self) -> tuple[SplitPrefill | None, Prefilling]:
         path = cache_folder() / f"{self._key()}.json"
-        known, notes = _read(path), []
+        known = _read(path)
+        notes: list[str] = []
         if known is None:
             known = self._measure(notes)
             if not notes:
@@ -180,9 +182,7 @@ class _Opening:
             self.llama.decode([0], 0, PREFIX)
             state = bytes(self.llama.save(PREFIX))
             self.llama.forget(PREFIX)
-            rates[name] = MEASURED_TOKENS / _best_s(
-                lambda split=split, state=state: split.extend(state, sample)
-            )
+            rates[name] = MEASURED_TOKENS / _best_s(partial(split.extend, state, sample))
             del split
         return {"tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()}}
 

@@ -25,7 +25,9 @@ class OnnxPrefill:
             raise BackendError(f"{path}: ONNX Runtime cannot load this graph: {first}") from error
         self.backend = f"onnxruntime {self._session.get_providers()[0].removesuffix('ExecutionProvider')}"
         types = {one.name: one.type for one in self._session.get_inputs()}
-        self.kv_type = np.dtype(np.float32 if types["past_k.0"] == "tensor(float)" else np.float16)
+        self.kv_type: np.dtype[Any] = np.dtype(
+            np.float32 if types["past_k.0"] == "tensor(float)" else np.float16
+        )
         self._past = [name for name in types if name.startswith("past_")]
         self._wanted = [name.removeprefix("past_") for name in self._past]
 

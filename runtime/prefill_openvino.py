@@ -50,7 +50,7 @@ class OpenvinoPrefill:
         self._past = [name for name in names if name.startswith("past_")]
         self._wanted = [name.removeprefix("past_") for name in self._past]
         kind = self._model.input("past_k.0").element_type
-        self.kv_type = np.dtype(np.float32 if kind == openvino.Type.f32 else np.float16)
+        self.kv_type: np.dtype[Any] = np.dtype(np.float32 if kind == openvino.Type.f32 else np.float16)
         self._request = self._model.create_infer_request()
 
     def run(self, embeddings: npt.NDArray[np.float32], past: Sequence[Rows]) -> list[Rows]:
