@@ -153,7 +153,7 @@ def _open(
                 continue
             before = anonymous_bytes()
             try:
-                split = SplitPrefill(open_engine(path), form, chunk)
+                split = SplitPrefill(open_engine(path), form, chunk=chunk)
             except BackendError as error:
                 say(str(error))
                 continue

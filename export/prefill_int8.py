@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class _Rewrite:
                 for group, divided in SMOOTHED.items()
             ):
                 found.append(
-                    self._derived(parameter, shape, TensorProto.FLOAT, lambda p=parameter: self._float(p))
+                    self._derived(parameter, shape, TensorProto.FLOAT, partial(self._float, parameter))
                 )
             else:
                 found.append(initializer(self.checkpoint, parameter, shape))
