@@ -49,7 +49,7 @@ class Prefilling:
     precision: str | None = None
     """Of the prefill artefact."""
     memory_bytes: int | None = None
-    """What the engine's copy of the language model took when it was loaded."""
+    """What the engine's copy of the language model took when it was loaded, its file's size at least."""
     tokens_per_s: dict[str, float] = field(default_factory=dict)
     """As measured here for `auto`, by engine."""
     notes: tuple[str, ...] = ()
@@ -115,7 +115,10 @@ class _Opening:
     """Agreement with llama.cpp an engine must reach."""
 
     def open(self, name: str) -> tuple[SplitPrefill, int]:
-        """An engine that agrees with llama.cpp, and the bytes of memory it took."""
+        """An engine that agrees with llama.cpp, and the bytes of memory it takes.
+
+        The file's size at least: memory freed before is used again unseen, and mapped weights are not counted.
+        """
         geometry = self.bundle.manifest.geometry
         before = anonymous_bytes()
         try:
@@ -132,7 +135,9 @@ class _Opening:
         except StateError as error:
             raise _UnexpectedError(f"{error}; llama.cpp prefills instead") from error
         split.artefact = self.artefact.sha256
-        return split, max(anonymous_bytes() - before, 0)
+        path = self.bundle.path(self.artefact)
+        weights = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+        return split, max(anonymous_bytes() - before, weights)
 
     def sample(self) -> Floats:
         """Image tokens `[t, d]` to try engines on."""
