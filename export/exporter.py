@@ -15,7 +15,8 @@ import numpy as np
 from radvlm_edge.bundle import PHRASES, SCHEMA, Bundle, Manifest
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export import language as language_stage
-from radvlm_edge.export import quantisation, vision_int8
+from radvlm_edge.export import prefill as prefill_stage
+from radvlm_edge.export import prefill_int8, quantisation, vision_int8
 from radvlm_edge.export import vision as vision_stage
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.export.golden import write_golden
@@ -30,10 +31,17 @@ VISION = ("fp32", "fp16", "int8")
 """What may be asked for; `int8` also writes `int8-trt`, the same layers for TensorRT."""
 VISION_DEFAULTS = ("fp16", "fp32", "int8")
 """Used without being asked for, in this order, where the bundle holds it; language: quantisation.py."""
-
+PREFILL = ("int8", "fp16", "fp32")
+"""What may be asked for; the first of these a bundle holds is used without being asked for."""
+PREFILL_TABLE = "prefill/int8.json"
+PREFILL_SLACK = 2.0
+"""Times its gate an INT8 prefill may be off on parity's film: the gate is a mean over films, and rounding in
+torch is not rounding in llama.cpp's f16."""
 
 Calibrate = Callable[[Checkpoint, str, Callable[[], Path]], Table]
 """Checkpoint, its digest, and what writes its fp32 graph where that is needed → calibration."""
+CalibratePrefill = Callable[[Checkpoint, str], Table]
+"""Checkpoint and its digest → calibration of the INT8 prefill graph."""
 
 
 def export_checkpoint(
@@ -42,11 +50,13 @@ def export_checkpoint(
     *,
     vision: Sequence[str] = ("fp32", "fp16"),
     language: Sequence[str] = ("F16", "Q8_0", "Q4_K_M"),
+    prefill: Sequence[str] = (),
     parity: str = "quick",
     render: str | None = None,
     device: str = "any",
     imatrix: Callable[[Checkpoint], ImportanceMatrix] | None = None,
     calibration: Calibrate | None = None,
+    prefill_calibration: CalibratePrefill | None = None,
     lora: Path | None = None,
     trim_vocab: bool = False,
     force: bool = False,
@@ -58,7 +68,8 @@ def export_checkpoint(
     The exact gates apply to `fp32` and `F16`; where those were not asked for they are made, compared
     and left out. The default language artefact is chosen for `device`, one of `devices.CLASSES`. `imatrix`
     gives the importance matrix quantisation uses, once the checkpoint is open; `calibration` the scales of
-    `int8` vision, from the checkpoint, its digest and its fp32 graph. `lora` names a peft folder
+    `int8` vision, from the checkpoint, its digest and its fp32 graph; `prefill_calibration` those of `int8`
+    `prefill`, the language model's prefill as a graph (none unless asked for). `lora` names a peft folder
     whose adapter is merged, `trim_vocab` drops the rows behind the last token, `resume` goes on with what a
     killed export of the same checkpoint finished.
     Raises CheckpointError, OutputError or ParityError; nothing is left behind then, but with `resume` for
@@ -68,6 +79,10 @@ def export_checkpoint(
     if "int8" in vision and calibration is None:
         raise CheckpointError("--vision int8 needs a calibration; make one with `radvlm-edge calibrate`")
     _check_names("language", language, language_stage.PRECISIONS)
+    if prefill:
+        _check_names("prefill", prefill, PREFILL)
+    if "int8" in prefill and prefill_calibration is None:
+        raise CheckpointError("--prefill int8 needs a calibration; give export_checkpoint what makes one")
     _check_names("parity", [parity], LEVELS)
     report = Progress(progress)
     checkpoint = open_checkpoint(folder, lora=lora, trim_vocab=trim_vocab)
@@ -85,6 +100,10 @@ def export_checkpoint(
             vision_paths |= vision_int8.write_both(checkpoint, source, table, writer, report)
         matrix = imatrix(checkpoint) if imatrix else None
         language_paths = _write_language(checkpoint, language, parity, matrix, writer, report)
+        prefill_table = None
+        if "int8" in prefill and prefill_calibration is not None:
+            prefill_table = prefill_calibration(checkpoint, source)
+        prefill_paths = _write_prefill(checkpoint, prefill, prefill_table, writer, report)
         newline = checkpoint.tensor("image_newline").float().numpy()
         np.save(writer.path("vision/image_newline.npy"), newline)
         phrases = folder / Path(PHRASES).name
@@ -102,6 +121,8 @@ def export_checkpoint(
                 level=parity,
                 progress=report,
                 int8_gate=table.gate if table else 0.0,
+                prefill=prefill_paths,
+                prefill_gate=prefill_table.gate * PREFILL_SLACK if prefill_table else 0.0,
             )
         text = json.dumps(figures, indent=1, sort_keys=True) + "\n"
         writer.path("parity.json").write_text(text, encoding="utf-8")
@@ -110,6 +131,7 @@ def export_checkpoint(
         manifest = _manifest(checkpoint, source, writer, render, rule)
         noted = matrix.described() if matrix else {}
         noted |= vision_int8.told(table) if table else {}
+        noted |= _told(prefill_table) if prefill_table else {}
         if noted:
             manifest = replace(manifest, calibration={**(manifest.calibration or {}), **noted})
         writer.write_manifest(manifest)
@@ -190,6 +212,43 @@ def _write_language(
     return paths
 
 
+def _write_prefill(
+    checkpoint: Checkpoint,
+    wanted: Sequence[str],
+    table: Table | None,
+    writer: ResumableWriter,
+    report: Progress,
+) -> dict[str, Path]:
+    paths = {}
+    for precision in dict.fromkeys(wanted):
+        name = f"prefill/{precision}.onnx"
+        paths[precision] = writer.place(name)
+        report.stage(f"prefill {precision}", prefill_stage.weight_bytes(checkpoint, precision))
+        if precision == "int8" and table is not None:
+            write = partial(prefill_int8.write_int8, checkpoint, table, advance=report.advance)
+            writer.make(paths[precision], write, f"calibration {table.sha256()}")
+            writer.path(PREFILL_TABLE).write_text(table.text(), encoding="utf-8")
+        else:
+            write = partial(prefill_stage.write_prefill, checkpoint, precision, advance=report.advance)
+            writer.make(paths[precision], write)
+        writer.add("prefill", precision, "onnx", name)
+    return paths
+
+
+def _told(table: Table) -> dict[str, Any]:
+    """What bundle.json says of the prefill's calibration; all of it is in prefill/int8.json."""
+    return {
+        "prefill": {
+            "sha256": table.sha256(),
+            "file": PREFILL_TABLE,
+            **table.films,
+            "gate": table.gate,
+            "float_groups": list(table.float_groups),
+            "held_out": table.curve[-1] if table.curve else None,
+        }
+    }
+
+
 def _manifest(
     checkpoint: Checkpoint,
     source: str,
@@ -199,7 +258,8 @@ def _manifest(
 ) -> Manifest:
     facts = checkpoint.facts
     held = {
-        role: [a.precision for a in writer.artefacts if a.role == role] for role in ("vision", "language")
+        role: [a.precision for a in writer.artefacts if a.role == role]
+        for role in ("vision", "language", "prefill")
     }
     stated = ("name", "demonstration", "redistributable", "licence", "render")
     return Manifest(
@@ -217,6 +277,7 @@ def _manifest(
         defaults={
             "vision": next((p for p in VISION_DEFAULTS if p in held["vision"]), held["vision"][0]),
             "language": quantisation.default_precision(rule, held["language"]),
+            **({"prefill": next(p for p in PREFILL if p in held["prefill"])} if held["prefill"] else {}),
         },
         tools=_tools(),
         notes={key: value for key, value in facts.items() if key not in stated},

@@ -18,6 +18,8 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from radvlm_edge.errors import ParityError
 from radvlm_edge.export.checkpoint import Checkpoint
 from radvlm_edge.export.parity_int8 import compare_int8
+from radvlm_edge.export.parity_prefill import compare_prefill
+from radvlm_edge.export.probe_films import phantoms
 from radvlm_edge.export.progress import Progress
 from radvlm_edge.export.streaming_reference import (
     Part,
@@ -59,6 +61,8 @@ TEXTS = (
 ANSWER_TOKENS = 48
 QUICK_IMAGE_TOKENS = 256
 """Image tokens in front of the questions whose logits are compared."""
+PREFILL_SEED = 45_000_000
+"""Of the phantom prefill graphs are compared on."""
 LARGE = 1 << 28
 """Bytes of an artefact from which engines are held to mapped weights: repacked copies would fill memory."""
 
@@ -84,11 +88,14 @@ def check_parity(
     level: str,
     progress: Progress,
     int8_gate: float = 0.0,
+    prefill: Mapping[str, Path] | None = None,
+    prefill_gate: float = 0.0,
 ) -> dict[str, Any]:
     """Compare artefacts (precision → path) with their checkpoint; returns the figures.
 
     `vision` must hold `fp32` and `language` `F16`, the artefacts the exact gates apply to. INT8 artefacts
-    are held to `int8_gate`, the cosine 99 of 100 projected tokens of a phantom must keep.
+    are held to `int8_gate`, the cosine 99 of 100 projected tokens of a phantom must keep; `prefill` graphs to
+    parity_prefill.py's limits.
     Raises ParityError, one line naming every mismatch.
     """
     found = Findings()
@@ -110,6 +117,9 @@ def check_parity(
             )
     _compare_tokenizer(checkpoint, language["F16"], found)
     _compare_logits(checkpoint, language, image[:QUICK_IMAGE_TOKENS], found, progress)
+    if prefill:
+        progress.stage("parity: K and V of the prefill graphs")
+        _compare_prefill(checkpoint, prefill, language["F16"], newline, prefill_gate, found)
     if level == "full":
         progress.stage("parity: 50 greedy answers")
         _compare_answers(checkpoint, vision["fp32"], language["F16"], newline, films[:5], found)
@@ -277,6 +287,29 @@ def _compare_logits(
             model.close()
         figures[precision] = _logit_figures(precision, np.stack(differences), agree, found)
     found.figures["language"] = figures
+
+
+def _compare_prefill(
+    checkpoint: Checkpoint,
+    prefill: Mapping[str, Path],
+    language: Path,
+    newline: npt.NDArray[np.float32],
+    gate: float,
+    found: Findings,
+) -> None:
+    """On a phantom's image tokens: INT8's scales are made for chest films."""
+    views, layout = crops.cut(
+        phantoms(1, PREFILL_SEED, checkpoint.config.geometry).films[0].pixels, checkpoint.config.geometry
+    )
+    image = anyres.pack(image_features(checkpoint, normalise(checkpoint, views)).numpy(), layout, newline)
+    image = image[: 2 * QUICK_IMAGE_TOKENS]
+    asked = [_prompt(checkpoint, question, _tokenizer(checkpoint)) for question in QUESTIONS]
+    sequences: list[list[Part]] = [[head, image, tail] for head, tail in asked]
+    expected = [logits[0] for logits in language_logits(checkpoint, sequences, keep=[1] * len(asked))]
+    prompts_ = asked[0][0], image, [tail for _, tail in asked]
+    figures, beyond = compare_prefill(checkpoint, prefill, language, prompts_, expected, gate)
+    found.figures["prefill"] = figures
+    found.mismatches += beyond
 
 
 def _logit_figures(

@@ -38,6 +38,10 @@ Observe = Callable[[int, int, str, torch.Tensor], None]
 """Called before each multiplication with the film's index, the first row's position among the film's
 tokens (head, image, then tail by tail), the matrix's canonical name and its input `[rows, width]`."""
 
+Multiply = Callable[[int, int, str, torch.Tensor, torch.Tensor], torch.Tensor]
+"""A layer's product `x @ weight.T` where another than the exact one is wanted: called as `Observe`, and
+with the weight `[out, in]`."""
+
 
 def _unobserved(film: int, start: int, name: str, values: torch.Tensor) -> None:
     """Nobody watches."""
@@ -159,7 +163,10 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Te
 class _Layer:
     """One Qwen2 decoder layer's weights in float32."""
 
-    def __init__(self, checkpoint: Checkpoint, index: int, observe: Observe) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, index: int, observe: Observe, multiply: Multiply | None
+    ) -> None:
+        self.multiply = multiply
         self.name = f"language_model.model.layers.{index}."
         self.language = checkpoint.config.language
         self.observe = observe
@@ -185,7 +192,11 @@ class _Layer:
 
     def _linear(self, name: str, x: torch.Tensor, start: int = 0) -> torch.Tensor:
         self.observe(self.number, start, f"{self.name}{name}.weight", x)
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        if self.multiply is None:
+            return F.linear(x, weight, bias)
+        product = self.multiply(self.number, start, f"{self.name}{name}.weight", x, weight)
+        return product if bias is None else product + bias
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -210,6 +221,7 @@ def stream_hidden(
     sequences: Sequence[Sequences],
     *,
     observe: Observe = _unobserved,
+    multiply: Multiply | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[list[torch.Tensor]]:
     """What the output matrix is fed: `[len(tail), d]` for each tail of each film."""
@@ -222,7 +234,7 @@ def stream_hidden(
         while last < len(sequences) and (last == first or held + lengths[last] * width * 4 <= GROUP_BYTES):
             held += lengths[last] * width * 4
             last += 1
-        results += _run_group(checkpoint, sequences[first:last], first, observe, progress)
+        results += _run_group(checkpoint, sequences[first:last], first, observe, multiply, progress)
     return results
 
 
@@ -231,6 +243,7 @@ def _run_group(
     sequences: Sequence[Sequences],
     first: int,
     observe: Observe,
+    multiply: Multiply | None,
     progress: Callable[[str], None],
 ) -> list[list[torch.Tensor]]:
     """As `stream_hidden`, for films whose hidden states are held together; `first` is their index."""
@@ -241,7 +254,7 @@ def _run_group(
     with torch.no_grad():
         for index in range(language.layers):
             progress(f"reference: language layer {index + 1} of {language.layers}")
-            layer = _Layer(checkpoint, index, observe)
+            layer = _Layer(checkpoint, index, observe, multiply)
             for number, (film, rotation) in enumerate(zip(films, rotations, strict=True), first):
                 layer(number, film, *rotation)
             del layer  # before the next one is read

@@ -297,7 +297,13 @@ def parameter_blocks(
     checkpoint: Checkpoint, parameter: str, dtype: torch.dtype, transposed: bool
 ) -> Callable[[], Iterator[torch.Tensor]]:
     """The values of a parameter as the file wants them, a block of rows at a time."""
-    name = source(parameter)
+    return tensor_blocks(checkpoint, source(parameter), dtype, transposed)
+
+
+def tensor_blocks(
+    checkpoint: Checkpoint, name: str, dtype: torch.dtype, transposed: bool
+) -> Callable[[], Iterator[torch.Tensor]]:
+    """The same for a tensor by its canonical name."""
 
     def blocks() -> Iterator[torch.Tensor]:
         tensor = checkpoint.tensor(name)

@@ -15,6 +15,7 @@ from radvlm_edge.runtime.choices import score
 from radvlm_edge.runtime.drafting import Drafter, Phrases
 from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, Row, build_identity
 from radvlm_edge.runtime.many import Together, Written
+from radvlm_edge.runtime.prefill import SplitPrefill
 from radvlm_edge.runtime.vision import available_cpus
 
 
@@ -51,8 +52,19 @@ class LanguageModel:
         self.prefix_tokens = 0
         self.passes = 0
         """Passes over the weights the last answer's tokens took, the prefill's apart."""
+        self.split: SplitPrefill | None = None
+        """Another engine for embeddings; `None`: llama.cpp runs them too."""
+        self.spent_ms: dict[str, float] = {}
+        """What each engine took of the last `start`."""
+        self.notes: list[str] = []
+        """Trouble with the other engine, one line each; llama.cpp ran what it should have."""
         self._head: list[int] = []
         self._tail: list[int] = []
+
+    @property
+    def engine(self) -> Llama:
+        """llama.cpp's model and context."""
+        return self._llama
 
     @property
     def context(self) -> int:
@@ -72,6 +84,10 @@ class LanguageModel:
         """Engine and settings a saved prefix is only valid for."""
         return {**build_identity(), **self._llama.settings}
 
+    def prefill_identity(self) -> dict[str, object] | None:
+        """The same of the engine that prefills embeddings, if it is another one."""
+        return self.split.described() if self.split is not None else None
+
     def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
         """Prefill a new prefix from token ids and embeddings `[t, d]`; return how many were really run.
 
@@ -86,13 +102,38 @@ class LanguageModel:
             items = items[1:]
         else:
             self.clear()
-        kept = self.prefix_tokens
+        kept, self.spent_ms = self.prefix_tokens, {}
         for item in items:
             if len(item):
-                self._llama.decode(item, self.prefix_tokens, PREFIX)
+                began = time.perf_counter()
+                other = self.split if isinstance(item, np.ndarray) and self._hand_over(item) else None
+                if other is None:
+                    self._llama.decode(item, self.prefix_tokens, PREFIX)
+                name = other.engine.backend if other is not None else "llama.cpp"
+                took_ms = (time.perf_counter() - began) * 1e3
+                self.spent_ms[name] = self.spent_ms.get(name, 0.0) + took_ms
                 self.prefix_tokens += len(item)
         self._head = head
         return self.prefix_tokens - kept
+
+    def _hand_over(self, embeddings: npt.NDArray[np.float32]) -> bool:
+        """Prefill embeddings in the other engine; False, and a note, if that is left to llama.cpp."""
+        if self.split is None:
+            return False
+        before = self._llama.save(PREFIX)
+        try:
+            self._llama.restore(PREFIX, self.split.extend(before, embeddings))
+            held = self._llama.length(PREFIX)
+            if held != self.prefix_tokens + len(embeddings):
+                raise BackendError(f"llama.cpp holds {held} tokens of the K/V it was given")
+        except BackendError as error:
+            self.notes.append(f"{error}; llama.cpp prefills from here on")
+            self.split = None
+            self._llama.forget(PREFIX)
+            if self.prefix_tokens:
+                self._llama.restore(PREFIX, before)
+            return False
+        return True
 
     def clear(self) -> None:
         self._llama.forget(TAIL)

@@ -25,6 +25,7 @@ from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
+from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
 from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
@@ -64,6 +65,11 @@ class Options:
     """Guess what an answer says next and let the model check several tokens in one pass."""
     phrases: Path | None = None
     """Text file of answers, one a line, to guess from, beside the bundle's own. It stays on this machine."""
+    prefill_backend: str = AUTO
+    """Who computes an image's K and V: `llama`, `onnx`, `openvino` (the last two need a prefill artefact), or
+    `auto`: what was faster when it was measured on this machine."""
+    prefill: str | None = None
+    """Precision of the prefill artefact."""
     force: bool = False
     """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
     study_memory: int = 2 << 30
@@ -89,6 +95,8 @@ class Looked:
     prefill_ms: float = 0.0
     cache_ms: float = 0.0
     """Looking the film up in the study cache, and writing it there."""
+    prefill_by_ms: dict[str, float] = field(default_factory=dict)
+    """What each engine took of the prefill."""
 
 
 @dataclass(eq=False)
@@ -181,6 +189,7 @@ class Study:
             "fidelity": detail_fidelity(reader.bundle, reader.options, reader.fidelity, self.detail_px),
             "vision_backend": reader.tower.backend,
             "vision_plan": reader.vision_plan(),
+            "prefill": reader.prefilling.told(),
             "render": self.film.render,
             "film": dict(self.film.provenance or {}),
         }
@@ -197,6 +206,7 @@ class Reader:
         options: Options,
         load_ms: float,
         store: StudyStore | None = None,
+        prefilling: Prefilling | None = None,
     ) -> None:
         self.bundle = bundle
         self.tower = tower
@@ -205,6 +215,7 @@ class Reader:
         self.fidelity = "not measured"
         self.chosen: Chosen | None = None
         """Why this tower; `None` for one the caller made."""
+        self.prefilling = prefilling or Prefilling("llama.cpp", "not asked for")
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         precisions = self.vision_artefact.precision, self.language_artefact.precision
@@ -272,7 +283,22 @@ class Reader:
             sha256=vision.sha256,
         )
         model = LanguageModel(language, context=context, threads=options.threads)
-        reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
+        try:
+            model.split, prefilling = open_prefill(
+                bundle,
+                model.engine,
+                wanted=options.prefill_backend,
+                precision=options.prefill,
+                language=bundle.artefact("language", options.language).precision,
+                threads=options.threads,
+            )
+        except BaseException:
+            model.close()
+            raise
+        if model.split is not None and fidelity != "not measured":
+            fidelity += " with llama.cpp's own prefill"
+        load_ms = (time.perf_counter() - began) * 1e3
+        reader = cls(bundle, tower, model, options, load_ms, store, prefilling)
         reader.chosen = chosen
         reader.fidelity = fidelity
         if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
@@ -326,6 +352,7 @@ class Reader:
             study.encoded = self._encode(views, layout)
             looked.vision_ms = lap()
             looked.prefill_ms = self._recall.prefill(study)
+            looked.prefill_by_ms = dict(self._language.spent_ms)
             lap()
             self._recall.keep(study)
             cache_ms += lap()

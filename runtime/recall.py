@@ -87,15 +87,23 @@ class Recall:
         self._leave()
         if self._store is None:
             return False
-        study.key = study_key({**self._facts, "layout": repr(study.layout)}, views)
+        facts = {**self._facts, "layout": repr(study.layout)}
+        if (other := self._language.prefill_identity()) is not None:
+            facts["prefill"] = other
+        study.key = study_key(facts, views)
         found = self._from_disk(study)
         study.cache = "hit" if found else "miss"
         return found
 
     def prefill(self, study: Study) -> float:
         """Prefill a study's prefix from its image tokens; returns how long it took in milliseconds."""
-        began = time.perf_counter()
-        study.uncharged_tokens += self._language.start([self.head, study.image])
+        began, image = time.perf_counter(), study.image
+        engine = self._language.split
+        study.uncharged_tokens += self._language.start([self.head, image])
+        if self._language.split is not engine:
+            study.key = None  # it names an engine that has just failed
+        study.notes += self._language.notes
+        self._language.notes = []
         took_ms = (time.perf_counter() - began) * 1e3
         study.uncharged_ms += took_ms
         self._current = weakref.ref(study)

@@ -43,10 +43,21 @@ def test_json_has_every_field(film: Path, base: list[object]) -> None:
     code, out, _ = run("infer", film, "--ask", "a?", "--ask", "b?", "--task", "report", "--json", *base)
     record = json.loads(out)
     assert code == 0 and out.count("\n") == 1
-    assert list(record) == ["film", "bundle", "render", "cache", "vision", "answers", "image", "timing_ms"]
+    assert list(record) == [
+        "film",
+        "bundle",
+        "render",
+        "cache",
+        "vision",
+        "prefill",
+        "answers",
+        "image",
+        "timing_ms",
+    ]
     assert set(record["bundle"]) == {"name", "sha256", "demonstration"}
     assert set(record["image"]) == {"height", "width", "crops", "image_tokens", "detail"}
-    parts = {"load", "decode_film", "crops", "vision", "cache", "prefill", "decode", "total"}
+    parts = {"load", "decode_film", "crops", "vision", "cache", "prefill", "prefill_other", "decode", "total"}
+    assert record["prefill"]["backend"] == "llama.cpp"
     assert set(record["timing_ms"]) == parts
     assert all(record["timing_ms"][part] <= record["timing_ms"]["total"] for part in parts)
     assert len(record["answers"]) == 3

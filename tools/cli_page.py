@@ -26,6 +26,8 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 | `render` | how pixels became 8-bit grey |
 | `cache` | `hit`: K/V from the study cache, neither tower nor prefill ran; `miss`; `off`: no --study-cache |
 | `vision` | `artefact`; its engine, `backend`; `threads`, `crops_per_batch`; why they were `chosen` |
+| `prefill` | who prefills images: `backend`, `reason`, and for another engine than llama.cpp `precision`, \
+`memory_bytes` of its copy of the weights, `tokens_per_s` as measured for auto; `notes` where one failed |
 | `answers[].question`, `.text` | what was asked and answered |
 | `answers[].boxes[]` | `label`, `xyxy_fraction` (0 to 1; left, top, right, bottom), `xyxy_pixels` |
 | `answers[].labels` | findings the answer affirms; negated ones are not listed |
@@ -38,7 +40,8 @@ sum to 1; `mass`, what they summed to before (small: the model would say somethi
 `calibrated`: the same probabilities calibrated, null where the bundle was not |
 | `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled, `detail` |
 | `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
-film there), `prefill`, `decode`, `total` |
+film there), `prefill`, `prefill_other` (of the film's, what another engine than llama.cpp ran), \
+`decode`, `total` |
 """
 
 

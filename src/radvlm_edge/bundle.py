@@ -5,6 +5,7 @@ SHA256SUMS       digest of every other file, in sha256sum's own format
 SHA256SUMS.sig   optional: Ed25519 signature over it (signing.py)
 vision/          uint8 crops in, projected tokens out; image_newline.npy; int8.json: calibration of INT8
 language/        GGUF: language model, tokenizer, chat template; phrases.txt: answers to guess from
+prefill/         optional: the language model's prefill as a graph for other engines; int8.json as in vision/
 parity.json      how each artefact compares with the checkpoint
 fidelity.json    optional: how answers of each combination of artefacts compare (export/fidelity.py)
 confidence.json  optional: how a temperature was fitted and what it gave (calibration/confidence.py)
@@ -46,9 +47,10 @@ class Artefact:
     """One file of weights, or a graph."""
 
     role: str
-    """`vision` or `language`."""
+    """`vision`, `language` or `prefill`."""
     precision: str
-    """`fp32`, `fp16`, `int8`, `int8-trt` for vision; for language a llama.cpp file type (`F16`, …)."""
+    """`fp32`, `fp16`, `int8`, `int8-trt` for vision, the first three for prefill; for language a llama.cpp
+    file type (`F16`, …)."""
     backend: str
     """`onnx` or `gguf`."""
     path: str

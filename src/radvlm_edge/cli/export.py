@@ -39,6 +39,13 @@ def _names(text: str) -> tuple[str, ...]:
 )
 @click.option("--language", default="F16,Q8_0,Q4_K_M", show_default=True, help="Language artefacts to write.")
 @click.option(
+    "--prefill",
+    default="none",
+    show_default=True,
+    help="Also write the language model's prefill as a graph for other engines: int8, fp16, fp32. int8 is "
+    "calibrated now, on phantoms, and NIH films where RADVLM_EDGE_DATA names them.",
+)
+@click.option(
     "--parity",
     type=click.Choice(["quick", "full", "none"]),
     default="quick",
@@ -86,6 +93,7 @@ def export(
     vision: str,
     calibration: Path | None,
     language: str,
+    prefill: str,
     parity: str,
     render: str | None,
     device: str,
@@ -119,11 +127,13 @@ def export(
         out,
         vision=_names(vision),
         language=_names(language),
+        prefill=() if prefill == "none" else _names(prefill),
         parity=parity,
         render=render,
         device=device,
         imatrix=_imatrix(imatrix, imatrix_films, imatrix_out, render) if imatrix else None,
         calibration=_calibration(calibration, out) if "int8" in _names(vision) else None,
+        prefill_calibration=_prefill_calibration if "int8" in _names(prefill) else None,
         lora=lora,
         trim_vocab=trim_vocab,
         force=force,
@@ -179,6 +189,18 @@ def _calibration(file: Path | None, out: Path) -> Any:
         )
 
     return give
+
+
+def _prefill_calibration(checkpoint: Checkpoint, source_sha256: str) -> Table:
+    from radvlm_edge.calibration import prefill as stage
+    from radvlm_edge.export import probe_films
+
+    geometry, count = checkpoint.config.geometry, stage.FILMS
+    films = probe_films.phantoms(count, stage.FIRST_SEED, geometry)
+    held_out = probe_films.phantoms(stage.HELD_OUT, stage.FIRST_SEED + count, geometry)
+    if real := probe_films.nih_films(count):
+        films = probe_films.together([films, real])
+    return stage.calibrate(checkpoint, source_sha256, films, held_out, say=_say)
 
 
 def _say(line: str) -> None:

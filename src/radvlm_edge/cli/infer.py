@@ -197,6 +197,7 @@ def _record(
             "backend": study.reader.tower.backend,
             **study.reader.vision_plan(),
         },
+        "prefill": study.reader.prefilling.told(),
         "answers": answers,
         "image": {
             "height": study.layout.height,
@@ -212,6 +213,7 @@ def _record(
             "vision": round(looked.vision_ms, 2),
             "cache": round(looked.cache_ms, 2),
             "prefill": round(sum(answer["timing_ms"]["prefill"] for answer in answers), 2),
+            "prefill_other": round(sum(ms for n, ms in looked.prefill_by_ms.items() if n != "llama.cpp"), 2),
             "decode": round(sum(answer["timing_ms"]["decode"] for answer in answers), 2),
             "total": round(total_ms, 2),
         },

@@ -30,7 +30,7 @@ def reader_options(function: F) -> F:
             is_flag=True,
             help="Use artefacts whose answers were measured beyond the bundle's limits.",
         ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads of both engines."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of all engines."),
         click.option(
             "--phrases",
             type=click.Path(path_type=Path),
@@ -49,6 +49,15 @@ def reader_options(function: F) -> F:
             help="Engine of the tower: onnx, openvino, or auto.  [default: auto, the one `doctor` measured "
             "best here, else onnx]",
         ),
+        click.option(
+            "--prefill-backend",
+            type=click.Choice(["llama", "onnx", "openvino", "auto"]),
+            default="auto",
+            show_default=True,
+            help="Who prefills images, if the bundle holds a prefill graph; auto measures once, for about a "
+            "second. Others than llama hold a second copy of the language model's weights.",
+        ),
+        click.option("--prefill", metavar="X", help="Prefill artefact, e.g. int8 (see bundle.json)."),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
         click.option(
@@ -154,6 +163,11 @@ def open_reader(bundle: Path | None, **options: Any) -> Reader:
     for line in (reader.fidelity if "by force" in reader.fidelity else None, trouble):
         if line:
             click.echo(f"radvlm-edge: {line}", err=True)
+    for note in reader.prefilling.notes:
+        click.echo(f"radvlm-edge: {note}", err=True)
+    if reader.prefilling.memory_bytes is not None:
+        cost = f"{reader.prefilling.memory_bytes / 2**20:.0f} MiB more memory"
+        click.echo(f"radvlm-edge: {reader.prefilling.backend} prefills images, for {cost}", err=True)
     return reader
 
 
