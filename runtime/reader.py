@@ -28,8 +28,9 @@ from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidel
 from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
-from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
-from radvlm_edge.runtime.vision_choice import Chosen, choose_engine
+from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower
+from radvlm_edge.runtime.vision_choice import Chosen
+from radvlm_edge.runtime.vision_fallback import open_for
 
 DEFAULT_MAX_TOKENS = 512
 TEXT_ROOM = 2048
@@ -43,7 +44,8 @@ class Options:
     vision: str | None = None
     """Precision of the vision artefact."""
     vision_backend: str | None = None
-    """Engine that runs it: `onnx` or `openvino`; `auto` or `None`: as `doctor` measured, else `onnx`."""
+    """Engine that runs it, a name of `vision.ENGINES`; `auto` or `None`: on a GPU the first of TensorRT and
+    ONNX Runtime on CUDA that works; else as `doctor` measured, else `onnx`."""
     language: str | None = None
     """Precision of the language artefact."""
     render: str | None = None
@@ -51,6 +53,12 @@ class Options:
     detail: Detail = None
     """Most pixels a film's long side is shown in, e.g. 1152, 768 or 384 (detail.py); `None`, `exact`: all.
     The context is sized for it."""
+    gpu_layers: int | None = None
+    """Layers of the language model on a GPU, -1: all; `None`: all where llama.cpp sees one it can use."""
+    flash_attention: str | None = None
+    """`on`, `off`; `auto` or `None`: llama.cpp's choice on a GPU, off on the CPU, where it is less exact."""
+    kv_type: str | None = None
+    """How K and V are kept: `f16` (also `None`) or `q8_0`, half of it."""
     threads: int | None = None
     """CPU threads of both engines; `None`: as many as this process may use."""
     context: int | None = None
@@ -216,6 +224,8 @@ class Reader:
         self.chosen: Chosen | None = None
         """Why this tower; `None` for one the caller made."""
         self.prefilling = prefilling or Prefilling("llama.cpp", "not asked for")
+        self.engine_note: str | None = None
+        """Which engine runs vision and why, where there is a GPU to speak of."""
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         precisions = self.vision_artefact.precision, self.language_artefact.precision
@@ -274,15 +284,15 @@ class Reader:
         fidelity = check_fidelity(bundle, options)
         geometry = capped(bundle.manifest.geometry, resolve(options.detail))
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        chosen = choose_engine(vision.sha256, options.vision_backend, options.threads)
-        tower = open_tower(
-            bundle.path(vision),
-            chosen.threads,
-            backend=chosen.backend,
-            crops_per_batch=chosen.crops_per_batch,
-            sha256=vision.sha256,
+        tower, chosen, note = open_for(bundle, vision, options.threads, options.vision_backend)
+        model = LanguageModel(
+            language,
+            context=context,
+            threads=options.threads,
+            gpu_layers=options.gpu_layers,
+            flash_attention=options.flash_attention,
+            kv_type=options.kv_type,
         )
-        model = LanguageModel(language, context=context, threads=options.threads)
         try:
             model.split, prefilling = open_prefill(
                 bundle,
@@ -303,11 +313,15 @@ class Reader:
         reader.fidelity = fidelity
         if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
             reader.fidelity += " (measured in ONNX Runtime)"
+        reader.engine_note = note
         return reader
 
     def close(self) -> None:
         """Free the engines; studies of this reader cannot be asked any more."""
         self._language.close()
+        free = getattr(self.tower, "close", None)  # engines on a GPU hold its memory
+        if free is not None:
+            free()
 
     def __enter__(self) -> Reader:
         return self
