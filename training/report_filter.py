@@ -32,7 +32,8 @@ _CUT = (
                rf"{_STUDY}?\b[^,.;]*", _I),
     re.compile(r"\bagain\s+(?=(?:seen|noted|demonstrated|identified|visualized|is|are)\b)", _I),
     re.compile(r"(?<=\bis)\s+again\b|(?<=\bare)\s+again\b", _I),
-    re.compile(r"^(?:unchanged|stable|persistent|redemonstrated|new|improv(?:ed|ing)|worsen(?:ed|ing))\s+(?=\w)", _I),
+    re.compile(r"^(?:unchanged|stable|persistent|redemonstrated|new|improv(?:ed|ing)|worsen(?:ed|ing))\s+"
+               r"(?=\w)", _I),
     re.compile(r"(?<!\bno)(?<!\bnot)(?<!\bwithout)(?<!\bor)(?<!\band)\s+(?:unchanged|stable|persistent)\s+"
                r"(?=\w)", _I),
 )  # fmt: skip

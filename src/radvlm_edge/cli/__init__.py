@@ -10,6 +10,7 @@ import click
 from radvlm_edge.cli.bench import bench
 from radvlm_edge.cli.calibrate import calibrate
 from radvlm_edge.cli.chat import chat
+from radvlm_edge.cli.dataset import dataset
 from radvlm_edge.cli.doctor import doctor
 from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
@@ -33,7 +34,20 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, calibrate, export, fidelity, verify, doctor, bench, studies, train):
+for command in (
+    infer,
+    chat,
+    plan,
+    calibrate,
+    export,
+    fidelity,
+    verify,
+    doctor,
+    bench,
+    studies,
+    dataset,
+    train,
+):
     cli.add_command(command)
 
 
