@@ -36,8 +36,9 @@ FULL = {
 }
 """Training films or items of each index; `mimic other` are lateral and held-out films."""
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
-    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture",
+    "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia",
+    "Pneumothorax", "Support Devices",
 )  # fmt: skip
 REPORTS = (
     "There is a small right pleural effusion. The heart is normal in size. No pneumothorax.",
@@ -303,7 +304,8 @@ class Index:
             text = REPORTS[2] if index % 3 == 0 else "Mild cardiomegaly. Small right pleural effusion."
             (folder / f"{index}.xml").write_text(
                 f'<?xml version="1.0"?><eCitation><uId id="CXR{index}"/><Abstract>'
-                f'<AbstractText Label="FINDINGS">{text}</AbstractText><AbstractText Label="IMPRESSION"/></Abstract>'
+                f'<AbstractText Label="FINDINGS">{text}</AbstractText>'
+                '<AbstractText Label="IMPRESSION"/></Abstract>'
                 f"<MeSH>{majors}</MeSH>{images}</eCitation>"
             )
             rows += [(films[0], "PA"), (films[1], "L")]

@@ -58,7 +58,7 @@ _CALLS = re.compile(
     _I,
 )
 _BLANK = re.compile(r"___+|\bX{3,}\b|\[\*\*")
-_SENTENCE = re.compile(r"(?<!\bDr)(?<!\bvs)(?<!\bDrs)(?<=[.!?])\s+(?=[A-Z0-9_\[])")
+_SENTENCE = re.compile(r"(?<!\bDr\.)(?<!\bDrs\.)(?<!\bvs\.)(?<=[.!?])\s+(?=[A-Z0-9_\[])")
 _NUMBERED = re.compile(r"^\(?\d{1,2}[.)]\s*")
 
 
@@ -119,4 +119,6 @@ def _filter(sentence: str) -> tuple[str, str]:
     if compares(rest) or set(parse_labels(rest)) != set(parse_labels(sentence)):
         return "", "comparison"
     rest = re.sub(r"\s+([.,;])", r"\1", rest)
-    return rest[0].upper() + rest[1:].rstrip(".") + ".", ""
+    rest = rest[0].upper() + rest[1:].rstrip(".") + "."
+    # What is left may itself be about the view ("Stable film." → "Film.").
+    return (rest, "") if _filter(rest)[0] == rest else ("", "comparison")
