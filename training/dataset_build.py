@@ -11,7 +11,7 @@ from typing import Any
 
 from radvlm_edge.errors import FilmError
 from radvlm_edge.training.conversation_facts import Writer
-from radvlm_edge.training.dataset_pairs import Candidate, candidates, held_out
+from radvlm_edge.training.dataset_pairs import Candidate, candidates, held_out, tally
 from radvlm_edge.training.dataset_recipe import DataRecipe, Entry
 from radvlm_edge.training.dataset_render import Renderer, pair_name
 from radvlm_edge.training.dataset_shards import SUFFIX, Pair, film_bytes, write_shard
@@ -36,7 +36,13 @@ def count(recipe: DataRecipe, root: Path) -> list[Count]:
     """Pairs of every entry, from index files alone. Raises RecipeError for missing files and leaks."""
     folders = recipe.folders(root)
     apart = held_out(recipe, folders)
-    return [Count(entry, sum(1 for _ in candidates(recipe, folders, entry, apart))) for entry in recipe.pairs]
+    pairs = [0] * len(recipe.pairs)
+    for source in dict.fromkeys(entry.source for entry in recipe.pairs):
+        at = [index for index, entry in enumerate(recipe.pairs) if entry.source == source]
+        counted = tally(recipe, folders, source, [recipe.pairs[index] for index in at], apart)
+        for index, number in zip(at, counted, strict=True):
+            pairs[index] = number
+    return [Count(entry, number) for entry, number in zip(recipe.pairs, pairs, strict=True)]
 
 
 class _Build:

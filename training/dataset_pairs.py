@@ -106,16 +106,44 @@ def _rank(recipe: DataRecipe, entry: Entry, key: str) -> float:
 def _all(
     recipe: DataRecipe, folders: Folders, entry: Entry, apart: set[tuple[str, str]]
 ) -> Iterator[Candidate]:
-    population = SOURCES[entry.source].population
     leaked: list[str] = []
     for record in read(recipe, folders, entry.source):
-        if record.split not in entry.splits:
-            continue
-        if (population, record.patient) in apart:
-            leaked.append(record.patient)
-            continue
-        for item in range(items(record, entry.task, recipe)):
+        for item in range(_pairs(recipe, entry, record, apart, leaked)):
             yield Candidate(record, item)
+    _no_leaks(recipe, entry, leaked)
+
+
+def tally(
+    recipe: DataRecipe, folders: Folders, source: str, entries: list[Entry], apart: set[tuple[str, str]]
+) -> list[int]:
+    """Pairs of several entries of one source, in one reading of its index: as many as `candidates` gives."""
+    totals = [0] * len(entries)
+    leaked: list[list[str]] = [[] for _ in entries]
+    for record in read(recipe, folders, source):
+        for at, entry in enumerate(entries):
+            totals[at] += _pairs(recipe, entry, record, apart, leaked[at])
+    for entry, patients in zip(entries, leaked, strict=True):
+        _no_leaks(recipe, entry, patients)
+    return [
+        total if entry.take is None else min(total, entry.take)
+        for entry, total in zip(entries, totals, strict=True)
+    ]
+
+
+def _pairs(
+    recipe: DataRecipe, entry: Entry, record: FilmRecord, apart: set[tuple[str, str]], leaked: list[str]
+) -> int:
+    """Pairs an entry makes of a film; a held-out patient's are none, and are noted in `leaked`."""
+    if record.split not in entry.splits:
+        return 0
+    if (SOURCES[entry.source].population, record.patient) in apart:
+        leaked.append(record.patient)
+        return 0
+    return items(record, entry.task, recipe)
+
+
+def _no_leaks(recipe: DataRecipe, entry: Entry, leaked: list[str]) -> None:
+    """Raises RecipeError if there are any, unless the recipe drops them."""
     if leaked and recipe.leaks == "error":
         patients = sorted(set(leaked))
         named = ", ".join(patients[:IN_CLASH]) + (", …" if len(patients) > IN_CLASH else "")

@@ -22,7 +22,8 @@ _COMPARES = re.compile(
     r"increas(?:ing|ingly)|decreas(?:ed|ing)|diminish\w*|"
     r"(?:has|have|had)\s+(?:\w+ly\s+)?(?:increased|developed|occurred|appeared|enlarged|become|been)|"
     r"increased\s+(?:since|from|in\s+size)|(?:larger|smaller|more|less)\s+(?:\w+\s+)?than|"
-    r"(?:remains?|remained|still|no\s+longer|continue[sd]?|continu(?:ing|ed))|follow(?:ing|ed|-?up)?)\b",
+    r"(?:remains?|remained|still|no\s+longer|continue[sd]?|continu(?:ing|ed))|follow-?\s?up|"
+    r"following\s+(?:intubation|extubation|removal|placement|surgery|thoracentesis|treatment|diuresis))\b",
     _I,
 )
 _CUT = (
