@@ -73,7 +73,7 @@ def matches(predicted: Sequence[Box], true: Sequence[Box]) -> list[tuple[int, in
 
 
 def box_figures(predicted: Sequence[Sequence[Box]], true: Sequence[Sequence[Box]]) -> BoxFigures:
-    """Figures of films, each with predicted and true boxes. Raises ValueError for unequal numbers of films."""
+    """Figures of films, each with predicted and true boxes. Raises ValueError for unequal numbers."""
     films = list(zip(predicted, true, strict=True))
     every_pair = [iou(box, one) for found, known in films for box in found for one in known]
     matched = [matches(found, known) for found, known in films]

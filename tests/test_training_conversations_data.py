@@ -21,6 +21,8 @@ from radvlm_edge.training.conversation_check import check, denied_labels
 from radvlm_edge.training.conversation_facts import ConversationError, Facts
 from radvlm_edge.training.conversation_models import ModelWriter, Replies, endpoint, gguf, parse_conversation
 from radvlm_edge.training.conversation_template import TemplateWriter
+from radvlm_edge.training.dataset_recipe import DataRecipe, Entry
+from radvlm_edge.training.dataset_render import Renderer
 from radvlm_edge.training.report_filter import compares, filter_report, sentences
 from radvlm_edge.training.report_sections import section_report
 from radvlm_edge.training.source import Boxed, LabelState
@@ -82,12 +84,12 @@ def test_a_filtered_report_never_compares_never_adds_a_finding_and_stays(parts: 
 
 @pytest.mark.realdata
 def test_reports_in_mimics_style_keep_their_findings_and_lose_their_comparisons() -> None:
-    """1,000 synthetic reports: nothing compares any more, and nine in ten still say something."""
+    """1,000 synthetic reports, many cut off: nothing compares any more, and most still say something."""
     path = Path(os.environ["RADVLM_EDGE_DATA"]) / "report_text" / "synthetic_reports.jsonl"
     reports = [section_report(json.loads(line)["text"]) for line in path.read_text().splitlines()]
     filtered = [filter_report(one).text for one in reports]
     assert not any(compares(one) for text in filtered for one in sentences(text))
-    assert sum(bool(text) for text in filtered) > 0.9 * len(reports)
+    assert sum(bool(text) for text in filtered) > 0.8 * len(reports)
 
 
 @pytest.mark.parametrize("facts", [FACTS, GROUNDED], ids=["standard", "grounded"])
@@ -242,3 +244,42 @@ def test_a_missing_gguf_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(BackendError, match="cannot load"):
         gguf(tmp_path / "bad.gguf")
+
+
+def test_a_report_without_sections_never_gives_the_indication() -> None:
+    report = "FINAL REPORT\n\n HISTORY: Fever.\n\n There is mild edema.\n\n INDICATION: Fever.\n"
+    assert section_report(report) == "There is mild edema."
+    assert section_report("INDICATION: Fever.\n\nCOMPARISON: None.\n") == ""
+
+
+DEMO = Path(__file__).parents[1] / "src" / "radvlm_edge" / "demo.bundle" / "language"
+
+
+def test_a_local_gguf_answers_and_repeats() -> None:
+    """The demonstration model cannot write JSON; it is asked all the same, and refused with the reason."""
+    complete = gguf(next(DEMO.glob("*.gguf")), context=1024, max_tokens=12)
+    said = complete("You write.", "any effusion?", 3)
+    assert said and complete("You write.", "any effusion?", 3) == said
+    with pytest.raises(ConversationError):
+        check(ModelWriter("demo", complete).write(FACTS, np.random.default_rng(0)), FACTS)
+
+
+REPORT = "Unchanged right pleural effusion. No pneumothorax."
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept", "refused"),
+    [
+        ("Right pleural effusion. No pneumothorax.", "Right pleural effusion. No pneumothorax.", 0),
+        ("```\nA right pleural effusion.\n```", "A right pleural effusion.", 0),
+        ("Unchanged right pleural effusion.", "Right pleural effusion. No pneumothorax.", 1),
+        ("Right pleural effusion and edema.", "Right pleural effusion. No pneumothorax.", 1),
+        ("Right pleural effusion. No edema.", "Right pleural effusion. No pneumothorax.", 1),
+        ("", "Right pleural effusion. No pneumothorax.", 1),
+    ],
+)
+def test_a_models_report_is_used_only_if_it_adds_nothing(reply: str, kept: str, refused: int) -> None:
+    plan = DataRecipe("x", (Entry("report", "open-i"),), filter="model", writer="gguf")
+    renderer = Renderer(plan, {}, ModelWriter("fake", lambda system, user, seed: reply))
+    assert renderer.filtered(REPORT) == kept
+    assert sum(renderer.notes.values()) == refused

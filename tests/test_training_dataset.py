@@ -21,7 +21,7 @@ from radvlm_edge.runtime.answers import parse_boxes
 from radvlm_edge.training.conversation_template import TemplateWriter
 from radvlm_edge.training.dataset_build import build, count
 from radvlm_edge.training.dataset_pairs import candidates, held_out
-from radvlm_edge.training.dataset_recipe import DataRecipe, Entry, load_data_recipe
+from radvlm_edge.training.dataset_recipe import DataRecipe, Entry, SourcePlan, load_data_recipe
 from radvlm_edge.training.dataset_render import generator
 from radvlm_edge.training.dataset_tasks import lower_label, lower_sentence
 
@@ -102,19 +102,27 @@ def test_a_held_out_patient_of_another_source_stops_the_build(tmp_path: Path) ->
     assert count(recipe(*entries, leaks="drop"), tmp_path)[0].pairs == before - 1
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 10**6))
-def test_no_patient_is_trained_on_and_held_out(root: Path, seed: int) -> None:
-    plan = recipe(
-        Entry("report", "open-i"),
-        Entry("classify", "nih-cxr14"),
-        seed=seed,
-        leaks="drop",
-        held_out=("test", "validate"),
-    )
-    folders = plan.folders(root)
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Index files of 80 studies and 100 patients without films."""
+    folder = tmp_path_factory.mktemp("patients")
+    index = Index(folder, SCALE)
+    index.n |= {"open-i": 80, "nih": 200}
+    index.nih()
+    index.openi()
+    return folder
+
+
+@pytest.mark.parametrize("leaks", ["drop", "error"])
+@pytest.mark.parametrize("splits", ["official", "patients"])
+def test_no_patient_is_trained_on_and_held_out(patients: Path, leaks: str, splits: str) -> None:
+    entries = Entry("report", "open-i"), Entry("classify", "nih-cxr14")
+    plans = {"nih-cxr14": SourcePlan(splits=splits)}
+    plan = recipe(*entries, leaks=leaks, held_out=("test", "validate"), sources=plans)
+    folders = plan.folders(patients)
     apart = held_out(plan, folders)
-    for entry in plan.pairs:
+    assert {population for population, _ in apart} == {"open-i", "nih"}
+    for entry in entries:
         population = "nih" if entry.source == "nih-cxr14" else entry.source
         trained = {(population, one.record.patient) for one in candidates(plan, folders, entry, apart)}
         assert trained and not trained & apart
@@ -323,3 +331,69 @@ def test_casing_follows_radvlm() -> None:
 def test_random_numbers_depend_on_the_name_alone(name: str, seed: int) -> None:
     assert generator(seed, name).integers(2**60) == generator(seed, name).integers(2**60)
     assert generator(seed, name).integers(2**60) != generator(seed, name + "x").integers(2**60)
+
+
+def test_the_check_command_says_what_is_missing_and_fails(root: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    good = runner.invoke(cli, ["dataset", "check", "ms-cxr", str(root / "MS-CXR")])
+    assert good.exit_code == 0 and "credentialed" in good.stdout, good.output
+    bad = runner.invoke(cli, ["dataset", "check", "ms-cxr", str(tmp_path), "--mimic", str(root), "--json"])
+    found = {one["what"]: one["state"] for one in json.loads(bad.stdout)["found"]}
+    assert bad.exit_code == 1 and found["mimic-cxr: files"] == "missing"
+
+
+def test_the_build_command_counts_in_a_table_and_builds(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: x\npairs: [{task: classify, source: chexpert, take: 4, repeats: 2, paper: 191027}]"
+    )
+    arguments = ["dataset", "build", str(path), "--root", str(root)]
+    table = CliRunner().invoke(cli, [*arguments, "--dry-run"]).stdout.splitlines()
+    assert table[1].split() == ["classify", "chexpert", "4", "2", "191027"]
+    assert table[2].split()[-2:] == ["8", "382054"]
+    made = CliRunner().invoke(cli, [*arguments, "-o", str(tmp_path / "out")])
+    assert made.exit_code == 0 and "8/8 pairs, 0 rejected, 0:00:00 left" in made.stderr, made.output
+    assert len(rows_of(tmp_path / "out")) == 8
+
+
+@pytest.mark.realdata
+def test_nih_films_in_their_published_layout_become_pairs(tmp_path: Path) -> None:
+    """804 real films and their boxes, laid out as the release is."""
+    import csv
+    import os
+
+    own = Path(os.environ["RADVLM_EDGE_DATA"]) / "nih_cxr14"
+    home = tmp_path / "NIH-CXR14"
+    (home / "images").mkdir(parents=True)
+    names, entries, boxes = {}, [], []
+    with (own / "labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            names[row["image"]] = row["source_image"]
+            (home / "images" / row["source_image"]).symlink_to(own / "images" / row["image"])
+            entries.append((row["source_image"], row["labels"], row["patient"], row["view"], row["sex"]))
+    with (own / "boxes.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            corners = [row[name] for name in ("src_x", "src_y", "src_w", "src_h")]
+            boxes.append((names[row["image"]], row["label"], *corners))
+    header = ("Image Index", "Finding Labels", "Patient ID", "View Position", "Patient Gender")
+    index = Index(tmp_path)
+    index.table("NIH-CXR14/Data_Entry_2017_v2020.csv", header, entries)
+    box_header = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
+    index.table("NIH-CXR14/BBox_List_2017.csv", box_header, boxes)
+    plan = recipe(
+        Entry("classify", "nih-cxr14"),
+        Entry("abnormality", "nih-cxr14"),
+        sources={"nih-cxr14": SourcePlan(splits="patients")},
+    )
+    made = build(plan, tmp_path, tmp_path / "out", TemplateWriter())
+    assert [one["rejected"] for one in made["entries"]] == [{}, {}]
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == made["pairs"] > 600
+    with (own / "boxes.csv").open(newline="") as file:
+        known = {
+            tuple(round(float(row[name]), 2) for name in ("x0", "y0", "x1", "y1"))
+            for row in csv.DictReader(file)
+        }
+    answers = [row["conversations"][1]["value"] for row in rows if row["task"] == "abnormality"]  # type: ignore[index]
+    found = {box.xyxy_fraction for answer in answers for box in parse_boxes(answer, 1024, 1024)}
+    assert found and all(any(max(map(abs, map(float.__sub__, a, b))) < 0.011 for b in known) for a in found)

@@ -116,7 +116,7 @@ class ModelWriter:
         return " ".join(re.sub(r"^```\w*|```$", "", self._complete(_FILTER, report, 0).strip()).split())
 
 
-def gguf(path: Path, context: int = 8192) -> Complete:
+def gguf(path: Path, context: int = 8192, max_tokens: int = MAX_TOKENS) -> Complete:
     """A local model at temperature 0.7, seeded. Raises BackendError for a file it cannot load."""
     if not path.is_file():
         raise BackendError(f"{path}: no such GGUF; name a local instruction-tuned model with --writer-model")
@@ -131,7 +131,7 @@ def gguf(path: Path, context: int = 8192) -> Complete:
         messages: list[Any] = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         model.reset()
         answer: Any = model.create_chat_completion(
-            messages, max_tokens=MAX_TOKENS, temperature=0.7, seed=seed
+            messages, max_tokens=max_tokens, temperature=0.7, seed=seed
         )
         return str(answer["choices"][0]["message"]["content"] or "")
 

@@ -42,7 +42,7 @@ class Renderer:
         except RecipeError:
             raise Rejected("what lies beside the film cannot be read") from None
         if record.report and entry.task in ("report", "conversation", GROUNDED):
-            record = dataclasses.replace(record, report=self._filtered(record.report))
+            record = dataclasses.replace(record, report=self.filtered(record.report))
         whole = dataclasses.replace(candidate, record=record)
         rng = generator(self._recipe.seed, pair_name(entry, candidate, repeat))
         if entry.task in SINGLE:
@@ -60,7 +60,7 @@ class Renderer:
             raise Rejected(f"conversation: {error}") from error
         return turns
 
-    def _filtered(self, report: str) -> str:
+    def filtered(self, report: str) -> str:
         """The recipe's filter; a model's text that adds or compares gives way to the rules', counted."""
         if self._recipe.filter != "model":
             return filtered_text(report, self._recipe.filter)

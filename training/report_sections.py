@@ -8,6 +8,11 @@ from collections.abc import Mapping
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z /()&,-]{2,60}?)[ \t]*:", re.MULTILINE)
 _FINDINGS = ("FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION", "REPORT")
 _IMPRESSIONS = ("IMPRESSION", "IMPRESSIONS", "CONCLUSION", "SUMMARY")
+_ASIDE = re.compile(
+    r"^\s*(?:FINAL REPORT|WET READ|_+|"
+    r"(?:CLINICAL )?(?:INDICATION|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUE|EXAM|REASON|CHEST|STUDY)"
+)
+"""How a paragraph begins that describes no film."""
 _SPACE = re.compile(r"\s+")
 _EMPTY = ("", "nan", "none", "n/a")
 
@@ -40,7 +45,7 @@ def sections(text: str) -> dict[str, str]:
 def section_report(text: str) -> str:
     """The usable part of a whole report, chosen as `of_sections` does."""
     found = sections(text)
-    paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip()]
+    paragraphs = [part for part in re.split(r"\n\s*\n", text) if part.strip() and not _ASIDE.match(part)]
     chosen = {
         "findings": next((found[name] for name in _FINDINGS if found.get(name)), ""),
         "impression": next((found[name] for name in _IMPRESSIONS if found.get(name)), ""),
