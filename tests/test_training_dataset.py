@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -249,6 +250,33 @@ def test_a_damaged_shard_is_written_again(built: Path, root: Path, tmp_path: Pat
     victim.write_bytes(bytes(content))
     build(small(), root, out, TemplateWriter())
     assert bytes_of(out) == bytes_of(built)
+
+
+def test_a_full_disk_is_one_error_and_the_build_goes_on_later(
+    built: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, left = Path.replace, [4]
+
+    def full(self: Path, target: Path) -> Path:
+        left[0] -= target.suffix == ".parquet"
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        build(small(), root, tmp_path / "full", TemplateWriter())
+    monkeypatch.undo()
+    build(small(), root, tmp_path / "full", TemplateWriter())
+    assert bytes_of(tmp_path / "full") == bytes_of(built)
+
+
+def test_a_source_may_lie_outside_the_root(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    plans = {"chexpert": SourcePlan(folder=str(root / "CheXpert"))}
+    plan = recipe(Entry("classify", "chexpert", take=2), sources=plans)
+    build(plan, tmp_path / "elsewhere", tmp_path / "out", TemplateWriter())
+    assert all((tmp_path / "elsewhere" / str(row["image"])).is_file() for row in rows_of(tmp_path / "out"))
 
 
 def test_other_inputs_are_refused_and_named(root: Path, tmp_path: Path) -> None:

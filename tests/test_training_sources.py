@@ -289,3 +289,14 @@ def test_index_columns_are_the_published_ones(root: Path) -> None:
     with (root / "CheXpert" / "train.csv").open() as file:
         header = next(csv.reader(file))
     assert header[:5] == ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA"] and len(header) == 19
+
+
+def test_vindr_takes_sizes_from_radvlms_file_where_there_is_one(root: Path, tmp_path: Path) -> None:
+    """Height first, as RadVLM's preprocessing writes it; the film itself is then not opened."""
+    table = tmp_path / "annotations" / "annotations_train.csv"
+    table.parent.mkdir()
+    table.write_text("image_id,rad_id,class_name,x_min,y_min,x_max,y_max\na,R1,ILD,10,10,20,40\n")
+    (table.parent / "image_resolutions_train.json").write_text('{"a": [100, 50]}')
+    (record,) = SOURCES["vindr-cxr"].read({"vindr-cxr": tmp_path}, "official")
+    whole = SOURCES["vindr-cxr"].complete({"vindr-cxr": tmp_path}, record)
+    assert whole.findings and whole.findings[0].boxes == ((0.2, 0.1, 0.4, 0.4),)

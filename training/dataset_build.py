@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class _Build:
                 yield Pair(
                     pair_name(entry, candidate, repeat), entry.task, entry.source, record.film,
                     record.patient, record.split, entry.weight, tuple(turns),
-                    (folder / record.image).relative_to(self._root).as_posix(), content,
+                    Path(os.path.relpath(folder / record.image, self._root)).as_posix(), content,
                 )  # fmt: skip
             self._progress(self._dealt, self._total, self._refused)
 

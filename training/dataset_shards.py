@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from radvlm_edge.errors import FilmError, OutputError
+from radvlm_edge.errors import OutputError
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.prompts import Turn
 
@@ -91,8 +91,6 @@ def write_shard(path: Path, pairs: Iterable[Pair], form: str) -> tuple[int, str,
         sha256, size = file_digest(partial), partial.stat().st_size
         partial.replace(path)
     except OSError as error:
-        if isinstance(error, FilmError):
-            raise
         raise OutputError(f"{path}: the shard cannot be written: {error.strerror or error}") from error
     return count, sha256, size
 

@@ -71,7 +71,7 @@ def region(rng: np.random.Generator, candidate: Candidate, recipe: DataRecipe) -
 
 def abnormality(rng: np.random.Generator, candidate: Candidate, recipe: DataRecipe) -> Turn:
     """One class drawn on the film, all its boxes."""
-    return _located(rng, _whole((candidate.record.findings or ())[candidate.item]))
+    return _located(rng, (candidate.record.findings or ())[candidate.item])
 
 
 def detect(rng: np.random.Generator, candidate: Candidate, recipe: DataRecipe) -> Turn:
@@ -93,7 +93,7 @@ def phrase(rng: np.random.Generator, candidate: Candidate, recipe: DataRecipe) -
 
 
 def _located(rng: np.random.Generator, one: Boxed) -> Turn:
-    name = lower_label(one.text)
+    name = lower_label(_whole(one).text)
     return Turn(pick(rng, LOCATE).format(name), pick(rng, LOCATED).format(name, boxes_text(one.boxes)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pydicom
@@ -14,7 +15,7 @@ from radvlm_edge.errors import RecipeError
 from radvlm_edge.training.box_fusion import fuse
 from radvlm_edge.training.scores import Box
 from radvlm_edge.training.source import Boxed, Expected, FilmRecord, Folders, Source
-from radvlm_edge.training.source_tables import find, must_find, number, rows, split_of
+from radvlm_edge.training.source_tables import find, must_find, number, rows, split_of, stamp
 
 NAME = "vindr-cxr"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -83,7 +84,9 @@ def _fused(boxes: tuple[Box, ...], width: int, height: int) -> list[Box]:
     return [tuple(round(value, 3) for value in one.box) for one in fused]  # type: ignore[misc]
 
 
-_KEPT: dict[Path, dict[str, tuple[int, int]]] = {}
+@lru_cache(maxsize=2)
+def _sizes(path: Path, _: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    return {film: (int(height), int(width)) for film, (height, width) in json.loads(path.read_text()).items()}
 
 
 def _size(folder: Path, record: FilmRecord) -> tuple[int, int]:
@@ -91,11 +94,9 @@ def _size(folder: Path, record: FilmRecord) -> tuple[int, int]:
     split = record.image.partition("/")[0]
     name = SIZES.format(split)
     path = find(folder, (f"annotations/{name}", name))
-    if path is not None:
-        if path not in _KEPT:
-            _KEPT[path] = {film: (int(h), int(w)) for film, (h, w) in json.loads(path.read_text()).items()}
-        if record.film in _KEPT[path]:
-            return _KEPT[path][record.film]
+    known = _sizes(path, stamp(path)).get(record.film) if path else None
+    if known:
+        return known
     film = folder / record.image
     try:
         header = pydicom.dcmread(film, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
