@@ -11,6 +11,7 @@ from radvlm_edge.cli.bench import bench
 from radvlm_edge.cli.build import build
 from radvlm_edge.cli.calibrate import calibrate
 from radvlm_edge.cli.chat import chat
+from radvlm_edge.cli.dataset import dataset
 from radvlm_edge.cli.doctor import doctor
 from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
@@ -34,7 +35,21 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, calibrate, export, fidelity, verify, build, doctor, bench, studies, train):
+for command in (
+    infer,
+    chat,
+    plan,
+    calibrate,
+    export,
+    fidelity,
+    verify,
+    build,
+    doctor,
+    bench,
+    studies,
+    dataset,
+    train,
+):
     cli.add_command(command)
 
 
