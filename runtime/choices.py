@@ -29,6 +29,8 @@ class Choice:
     """As `Answer.prefill_tokens`; the choices' own tokens are counted too."""
     prefill_ms: float
     calibrated: None = None
+    prompt_tokens: int = 0
+    """As `Answer.prompt_tokens`."""
 
 
 def choice_tokens(choices: Sequence[str], tokenize: Callable[[str], list[int]]) -> dict[str, list[int]]:
