@@ -25,6 +25,7 @@ def listen(settings: Settings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # from here on clients wait instead of being refused
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ServiceError(
@@ -40,13 +41,11 @@ def address(settings: Settings, listener: socket.socket) -> str:
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
-def make_server(
-    reader: Reader, settings: Settings, ready: Callable[[], None] | None = None
-) -> uvicorn.Server:
+def make_server(service: Service, ready: Callable[[], None] | None = None) -> uvicorn.Server:
     """A server that is not running yet; its `run` and `serve` take the sockets of `listen`."""
-    settings.check()
+    settings = service.settings
     config = uvicorn.Config(
-        Service(reader, settings).app(ready),
+        service.app(ready),
         http="h11",
         ws="none",
         lifespan="on",
@@ -70,7 +69,7 @@ def run(reader: Reader, settings: Settings, ready: Callable[[str], None]) -> Non
     settings.check()
     with contextlib.closing(listen(settings)) as listener, _signals_end_quietly():
         url = address(settings, listener)
-        make_server(reader, settings, lambda: ready(url)).run(sockets=[listener])
+        make_server(Service(reader, settings), lambda: ready(url)).run(sockets=[listener])
 
 
 @contextlib.contextmanager

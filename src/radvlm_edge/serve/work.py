@@ -86,6 +86,9 @@ def look(desk: Desk, content: bytes, *, render: str | None = None, frame: int | 
         digest = upload_digest(content, render, frame)
         known = desk.library.find(digest)
         study = known.study if known else (yield from _look(desk, reader, content, render, frame))
+        # Paid for here: the first answer counts its own question alone.
+        desk.metrics.count("radvlm_prefilled_tokens_total", study.uncharged_tokens)
+        study.uncharged_tokens, study.uncharged_ms = 0, 0.0
         yield desk.library.add(study, digest)
 
     return work
