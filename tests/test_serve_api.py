@@ -112,9 +112,8 @@ def test_token_limits_are_kept_and_said(running: Running) -> None:
 def test_a_conversation_is_the_readers(running: Running, reader: Reader) -> None:
     ask = running.client().chat.completions.create
     first = ask(model=MODEL, messages=[message("any effusion?")]).choices[0].message.content
-    said = [
-        message("any effusion?"), {"role": "assistant", "content": first}, {"role": "user", "content": "Where?"}
-    ]  # fmt: skip
+    said = [message("any effusion?"), {"role": "assistant", "content": first}]
+    said.append({"role": "user", "content": "Where?"})
     second = ask(model=MODEL, messages=said).choices[0].message.content
     with Reader.open(options=Options(max_tokens=64, threads=1)) as own:
         study = own.look(FILM)
@@ -245,11 +244,13 @@ def test_pages_of_others_may_not_ask(running: Running) -> None:
     assert get(f"{running.url}/v1/models", headers={"Origin": running.url}).status_code == 200
     assert get(f"{running.url}/v1/models", headers={"Host": f"evil.example:{port}"}).status_code == 403
     assert get(f"{running.url}/v1/models", headers={"Host": f"localhost:{port}"}).status_code == 200
-    form = httpx.post(f"{running.url}/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    text = {"Content-Type": "text/plain"}
+    form = httpx.post(f"{running.url}/v1/chat/completions", content=b"{}", headers=text)
     assert form.status_code == 415
     headers = get(running.url).headers
-    assert "access-control-allow-origin" not in headers and "default-src 'none'" in (
-        headers["content-security-policy"]
+    assert (
+        "access-control-allow-origin" not in headers
+        and "default-src 'none'" in (headers["content-security-policy"])
     )
 
 

@@ -119,8 +119,8 @@ def serve(
     settings.check()
     if not settings.loopback and settings.tls_cert is None:
         click.echo(
-            "radvlm-edge: no TLS: token, films and answers cross the network in the clear; pass --tls-cert and "
-            "--tls-key, or put a proxy with TLS in front",
+            "radvlm-edge: no TLS: token, films and answers cross the network in the clear; pass "
+            "--tls-cert and --tls-key, or put a proxy with TLS in front",
             err=True,
         )
     with open_reader(bundle, **options) as reader:

@@ -26,7 +26,7 @@ from radvlm_edge.serve import replies, work
 from radvlm_edge.serve.gate import App, Gate
 from radvlm_edge.serve.library import Kept, Library
 from radvlm_edge.serve.metrics import CONTENT_TYPE, Metrics
-from radvlm_edge.serve.openapi import document, docs_page
+from radvlm_edge.serve.openapi import docs_page, document
 from radvlm_edge.serve.questions import MEDIA_TYPES, read_chat
 from radvlm_edge.serve.settings import Settings
 from radvlm_edge.serve.streams import LEFT, EventStream, LeftError, collect, reply, unless_gone
@@ -34,8 +34,12 @@ from radvlm_edge.serve.uploads import Uploads
 from radvlm_edge.serve.worker import Worker
 
 PAGE = Path(__file__).parent / "page"
-PAGE_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css",
-              ".svg": "image/svg+xml"}  # fmt: skip
+PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 BASE64 = 1.4
 """How much longer a film is in a JSON request: 4/3, and the request around it."""
 SWEEP_S = 30.0
@@ -101,7 +105,7 @@ class Service:
             ticket = self.worker.submit(work.chat(self._desk, asked))
             completion = replies.Completion(self.reader, asked)
             if not asked.stream:
-                *pieces, result = await unless_gone(request, collect(ticket))
+                *_, result = await unless_gone(request, collect(ticket))
                 return reply(completion.whole(result.text, result))
             events = ticket.events()
             try:

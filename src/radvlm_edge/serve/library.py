@@ -1,4 +1,4 @@
-"""Films the service has looked at, kept in memory for further questions; bounded in number, bytes and time."""
+"""Films looked at, kept in memory for further questions; bounded in number, bytes and time."""
 
 from __future__ import annotations
 

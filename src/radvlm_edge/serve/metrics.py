@@ -1,4 +1,4 @@
-"""Counts and times for Prometheus, in its text format 0.0.4. No label ever holds anything of a film or a question."""
+"""Counts and times for Prometheus (text format 0.0.4); no label holds anything of a film or a question."""
 
 from __future__ import annotations
 

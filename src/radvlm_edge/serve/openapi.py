@@ -29,7 +29,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "radvlm-edge",
             "version": __version__,
-            "description": "Ask a chest film questions, on this machine. AI output for research, not for diagnosis.",
+            "description": "Ask a chest film questions, on this machine. For research, not for diagnosis.",
         },
         "security": [{"token": []}, {}],
         "paths": _paths(),
@@ -179,8 +179,9 @@ def _chat_request() -> Schema:
             "model": _says("string", "As /v1/models names it."),
             "messages": _says(
                 "array",
-                "User and assistant in turn, user last. The first holds exactly one film: an image_url part whose "
-                "url is a data URL (DICOM, PNG, JPEG, TIFF) or `study:ID`, or a file part with file_data or file_id.",
+                "User and assistant in turn, user last. The first holds exactly one film: an image_url part "
+                "whose url is a data URL (DICOM, PNG, JPEG, TIFF) or `study:ID`, or a file part with "
+                "file_data or file_id.",
                 items={"type": "object"},
                 minItems=1,
                 maxItems=MOST_MESSAGES,

@@ -95,8 +95,8 @@ def read_chat(body: bytes, model: str) -> Chat:
         )
     if logprobs and shape:
         raise RequestError(
-            "logprobs with response_format: the JSON is not the model's text; `radvlm.decisions` in the reply "
-            "has the probabilities"
+            "logprobs with response_format: the JSON is not the model's text; `radvlm.decisions` in the "
+            "reply has the probabilities"
         )
     options = asked.get("stream_options") or {}
     return Chat(
@@ -206,8 +206,8 @@ def _parts(content: object, index: int) -> tuple[str, list[tuple[bytes | None, s
             images.append((None, inner["file_id"]))
         else:
             raise RequestError(
-                f"message {index} has a part of type {str(kind)[:40]!r} that is not understood; text, image_url "
-                "and file (file_data or file_id) are"
+                f"message {index} has a part of type {str(kind)[:40]!r} that is not understood; text, "
+                "image_url and file (file_data or file_id) are"
             )
     return "\n".join(texts), images
 
@@ -218,8 +218,8 @@ def _film(url: str) -> tuple[bytes | None, str | None]:
         return None, url[len(STUDY_SCHEME) :]
     if not url.startswith("data:"):
         raise RequestError(
-            f"a film's address begins with {url[:12]!r}: nothing is ever fetched from here; send a data URL, or "
-            f"`{STUDY_SCHEME}ID` of a film uploaded to /v1/studies"
+            f"a film's address begins with {url[:12]!r}: nothing is ever fetched from here; send a data URL, "
+            f"or `{STUDY_SCHEME}ID` of a film uploaded to /v1/studies"
         )
     head, comma, data = url[5:].partition(",")
     media, *options = head.split(";")

@@ -29,7 +29,7 @@ def listen(settings: Settings) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ServiceError(
-            f"{settings.host}:{settings.port}: cannot be listened on ({reason}); choose another --port or --host"
+            f"{settings.host}:{settings.port}: cannot be listened on ({reason}); choose another --port"
         ) from error
     return listener
 

@@ -35,7 +35,7 @@ class Settings:
     connections: int = 256
     """Connections open at once; one more is answered 503."""
     timeout_s: float = 120.0
-    """A request not answered this long after it came is given up: it leaves the queue, or its answer stops."""
+    """A request not answered this long after it came leaves the queue, or its answer stops."""
     upload_bytes: int = 64 << 20
     """Largest film uploaded."""
     upload_s: float = 60.0
@@ -60,7 +60,7 @@ class Settings:
             raise ServiceError("no host to listen on; pass --host 127.0.0.1")
         if self.token is None and not self.loopback:
             raise ServiceError(
-                f"{self.host} can be reached from other machines and no token is given, so anybody could ask; "
+                f"{self.host} can be reached from other machines and without a token anybody could ask; "
                 f"pass --token-file FILE or set {TOKEN_VARIABLE} ({MAKE_TOKEN}), or use --host 127.0.0.1"
             )
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -102,8 +102,8 @@ def load_token(path: Path | None) -> str | None:
     token = raw.strip()
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ServiceError(
-            f"{where}: {len(token)} characters are no token; at least {SHORTEST_TOKEN} of ASCII without blanks "
-            f"are; {MAKE_TOKEN}"
+            f"{where}: {len(token)} characters are no token; at least {SHORTEST_TOKEN} of ASCII without "
+            f"blanks are; {MAKE_TOKEN}"
         )
     return token
 

@@ -35,7 +35,7 @@ class Uploads:
         self.held_bytes += reserved
         try:
             yield await asyncio.wait_for(self._read(request, limit), self._limit_s)
-        except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
+        except asyncio.TimeoutError:
             raise RequestError(f"the body did not come within {self._limit_s:g} s", 408) from None
         except ClientDisconnect:
             raise RequestError("the body broke off", 400) from None

@@ -1,4 +1,4 @@
-"""What the worker does for a request, in its own thread; every `yield` is where a client's leaving is noticed."""
+"""What the worker does for a request, in its own thread; at every `yield` a client's leaving is noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.choices import Choice
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.reader import Reader, Study
-from radvlm_edge.serve.library import Kept, Library, upload_digest
+from radvlm_edge.serve.library import Library, upload_digest
 from radvlm_edge.serve.metrics import Metrics
 from radvlm_edge.serve.questions import Chat
 from radvlm_edge.serve.settings import MAX_PIXELS

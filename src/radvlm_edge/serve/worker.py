@@ -15,7 +15,7 @@ from radvlm_edge.errors import BusyError, RadvlmError, RequestError
 from radvlm_edge.runtime.reader import Reader
 
 Event = Any
-"""What a piece of work yields: `str` while an answer is written, one record at its end; `None` is not passed on."""
+"""What work yields: `str` while an answer is written, one record at its end; `None` is not passed on."""
 Work = Callable[[Reader], Generator[Event, None, None]]
 RECENT = 0.2
 """Weight of the newest piece of work in the mean that `Retry-After` is guessed from."""
@@ -64,7 +64,7 @@ class Ticket:
                 rest_s = self.deadline_s - time.monotonic()
                 try:
                     event = await asyncio.wait_for(self._events.get(), max(rest_s, 0.0))
-                except asyncio.TimeoutError:  # noqa: UP041 - another class before Python 3.11
+                except asyncio.TimeoutError:
                     raise RequestError(
                         "the time limit of a request has passed; ask again later", 504
                     ) from None
@@ -92,7 +92,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, work: Work) -> Ticket:
-        """Queue a piece of work. Raises BusyError (429) if the queue is full, RequestError (503) at the end."""
+        """Queue work. Raises BusyError (429) if the queue is full, RequestError (503) at the end."""
         with self._changed:
             self._drop_left()
             if self._stopping or not self._thread.is_alive():
