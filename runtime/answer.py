@@ -78,7 +78,7 @@ class Answer:
     @classmethod
     def _of(cls, study: Study, question: str, text: str, written: Written, prompt_tokens: int) -> Answer:
         """An answer already written."""
-        answer = cls(study, question, lambda: (piece for piece in ()), prompt_tokens)
+        answer = cls(study, question, _nothing, prompt_tokens)
         answer._pieces, answer._stop = [text], written.stop
         answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
         first_ms = written.prefill_ms + written.first_ms
@@ -143,3 +143,8 @@ class Answer:
     def provenance(self) -> dict[str, object]:
         """Which bundle, artefacts and film this answer comes from."""
         return self._study.provenance
+
+
+def _nothing() -> Generator[str, None, None]:
+    """Pieces of an answer that was not streamed."""
+    yield from ()

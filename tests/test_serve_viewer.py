@@ -1,4 +1,4 @@
-"""The viewer in a real browser: what a person does with it, by mouse, keyboard and finger, and what it may load."""
+"""The viewer in a real browser: what a person does with it, and what it may load."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_stopping_stops_and_what_is_no_film_is_said(browser: Any, running: Runni
     page.evaluate(  # hold the answer's stream open, so that there is time to stop it
         """const real = window.fetch;
         window.fetch = (url, options) => String(url).includes("chat")
-          ? new Promise((_, no) => options.signal.addEventListener("abort", () => no(new DOMException("", "AbortError"))))
+          ? new Promise((_, no) => { options.signal.onabort = () => no(new DOMException("", "AbortError")); })
           : real(url, options)"""
     )
     page.fill("#question", "any effusion?")
@@ -202,7 +202,8 @@ def test_every_control_has_a_name(browser: Any, running: Running) -> None:
     visit.open()
     nameless = page.evaluate(
         """[...document.querySelectorAll('button, input, [tabindex="0"], meter')].filter((node) =>
-          !node.textContent.trim() && !node.ariaLabel && !node.labels?.length && !node.closest('[aria-hidden]'))
+          !node.textContent.trim() && !node.ariaLabel && !node.labels?.length
+          && !node.closest('[aria-hidden]'))
           .map((node) => node.outerHTML)"""
     )
     assert nameless == []
