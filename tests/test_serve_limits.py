@@ -220,8 +220,8 @@ def test_an_orderly_end_finishes_what_is_being_written(reader: Reader, gate: Gat
 
 def refused(url: str) -> bool:
     try:
-        httpx.get(f"{url}/healthz")
-    except httpx.ConnectError:
+        httpx.get(f"{url}/healthz", timeout=PATIENCE_S)
+    except httpx.TransportError:
         return True
     return False
 
