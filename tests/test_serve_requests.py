@@ -100,7 +100,7 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(changes: dict[str, Any],
     st.lists(inner, max_size=4) | st.dictionaries(
         st.sampled_from(["type", "role", "content", "text", "image_url", "url", "file", "user"]), inner
     )), max_leaves=12))  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_json_makes_parsing_fail_otherwise(value: Any) -> None:
     for changes in (
         {"messages": value},
@@ -152,7 +152,7 @@ def schemas(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(schemas(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_accepted_shape_is_filled_validly(schema: dict[str, Any], data: st.DataObject) -> None:
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     shape = read_shape(asked, "any effusion?")

@@ -93,7 +93,7 @@ class Service:
                 await run_in_threadpool(self.worker.stop)
 
         handlers = {RadvlmError: _complain, HTTPException: _http_error, LeftError: _left}
-        inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
+        inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
         return Gate(inner, self.settings, self.metrics)
 
     async def chat(self, request: Request) -> Response:

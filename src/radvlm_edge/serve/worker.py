@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from radvlm_edge.errors import BusyError, RadvlmError, RequestError
+from radvlm_edge.errors import BusyError, RequestError
 from radvlm_edge.runtime.reader import Reader
 
 Event = Any
@@ -151,14 +151,13 @@ class Worker:
                 ticket = self._running = self._queue.popleft()
             began = time.monotonic()
             try:
-                self._serve(ticket)
+                if not ticket.over:
+                    self._serve(ticket)
             finally:
                 self._running = None
             self._mean_s += RECENT * (time.monotonic() - began - self._mean_s)
 
     def _serve(self, ticket: Ticket) -> None:
-        if ticket.over:
-            return
         events = ticket.work(self.reader)
         try:
             for event in events:
@@ -167,8 +166,6 @@ class Worker:
                 if ticket.over:
                     return
             ticket.put(_End())
-        except RadvlmError as error:
-            ticket.put(_Failed(error))
         except Exception as error:  # noqa: BLE001 - one request's fault must not end the model's thread
             ticket.put(_Failed(error))
         finally:
