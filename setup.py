@@ -3,6 +3,11 @@ from setuptools import setup
 ROOMS = ("export", "runtime", "calibration", "training", "benchmarks")
 
 setup(
-    packages=["radvlm_edge", "radvlm_edge.cli", *(f"radvlm_edge.{room}" for room in ROOMS)],
+    packages=[
+        "radvlm_edge",
+        "radvlm_edge.cli",
+        "radvlm_edge.serve",
+        *(f"radvlm_edge.{room}" for room in ROOMS),
+    ],
     package_dir={"radvlm_edge": "src/radvlm_edge", **{f"radvlm_edge.{room}": room for room in ROOMS}},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,16 @@ class Timing:
 class Answer:
     """An answer being written. Iterate it to stream; any attribute waits for the end."""
 
-    def __init__(self, study: Study, question: str, steps: Callable[[], Iterator[str]]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        question: str,
+        steps: Callable[[], Generator[str, None, None]],
+        prompt_tokens: int,
+    ) -> None:
         self.question = question
+        self.prompt_tokens = prompt_tokens
+        """Tokens the answer follows: film, question and earlier turns, prefilled for it or not."""
         self._study = study
         self._pieces: list[str] = []
         self._stream = steps()
@@ -38,7 +46,7 @@ class Answer:
         self._logprobs: list[float] = []
         self._margin: float | None = None
         self._prefilled = 0
-        self._stop = ""
+        self._stop, self._ended = "", False
         self._timing = Timing(0.0, 0.0, 0.0)
 
     def __iter__(self) -> Iterator[str]:
@@ -49,6 +57,7 @@ class Answer:
                 index += 1
             piece = next(self._stream, None)
             if piece is None:
+                self._ended = True
                 return
             self._pieces.append(piece)
 
@@ -58,10 +67,19 @@ class Answer:
             pass
         return self
 
+    def cancel(self) -> None:
+        """Write no more: what there is stays the answer, and `stop` says `cancelled`.
+
+        Nothing is run for it any more; an answer already ended stays as it is.
+        """
+        if not self._ended:
+            self._stream.close()
+            self._stop, self._ended = "cancelled", True
+
     @classmethod
-    def _of(cls, study: Study, question: str, text: str, written: Written) -> Answer:
+    def _of(cls, study: Study, question: str, text: str, written: Written, prompt_tokens: int) -> Answer:
         """An answer already written."""
-        answer = cls(study, question, lambda: iter(()))
+        answer = cls(study, question, _nothing, prompt_tokens)
         answer._pieces, answer._stop = [text], written.stop
         answer._ids, answer._logprobs, answer._prefilled = written.ids, written.logprobs, written.prefilled
         answer._margin = study.reader._margin(written.ids[:1], written.watched)
@@ -95,6 +113,13 @@ class Answer:
         return of_answer(self._logprobs, self._margin, self._study.temperature)
 
     @property
+    def token_logprobs(self) -> list[tuple[bytes, float]]:
+        """Bytes of each token and natural logarithm of its probability, the stop token's left out."""
+        self.finish()
+        piece = self._study.reader._language.piece
+        return [(piece(token), logprob) for token, logprob in zip(self._ids, self._logprobs, strict=False)]
+
+    @property
     def tokens(self) -> int:
         """Answer length in tokens, the stop token not counted."""
         self.finish()
@@ -111,7 +136,7 @@ class Answer:
 
     @property
     def stop(self) -> str:
-        """`eos` if the model ended its answer, `length` if `max_tokens` did."""
+        """`eos` if the model ended its answer, `length` if `max_tokens` did, `cancelled` if `cancel` did."""
         self.finish()
         return self._stop
 
@@ -124,3 +149,8 @@ class Answer:
     def provenance(self) -> dict[str, object]:
         """Which bundle, artefacts and film this answer comes from."""
         return self._study.provenance
+
+
+def _nothing() -> Generator[str, None, None]:
+    """Pieces of an answer that was not streamed."""
+    yield from ()

@@ -33,6 +33,8 @@ class Choice:
     """Of `text`; calibrated if the bundle holds a temperature and the choices are Yes and No."""
     calibrated: dict[str, float] | None = None
     """Calibrated probability of each choice, where `confidence` is calibrated."""
+    prompt_tokens: int = 0
+    """As `Answer.prompt_tokens`."""
 
 
 def choice_tokens(choices: Sequence[str], tokenize: Callable[[str], list[int]]) -> dict[str, list[int]]:

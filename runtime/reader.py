@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -425,12 +425,12 @@ class Reader:
         ids = self._tail(turns, question, limit)
         continuing = turns is study.turns
 
-        def write() -> Iterator[str]:
+        def write() -> Generator[str, None, None]:
             yield from self._write(answer, study, ids, limit, reuse=continuing and bool(turns))
             if continuing:
                 study.turns.append(prompts.Turn(question, "".join(answer._pieces).strip()))
 
-        answer = Answer(study, question, write)
+        answer = Answer(study, question, write, study.prefix_tokens + len(ids))
         self._writing = answer
         return answer
 
@@ -450,7 +450,8 @@ class Reader:
         written[0].prefill_ms += study.uncharged_ms
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
         texts = [b"".join(map(self._language.piece, one.ids)).decode("utf-8", "replace") for one in written]
-        return [Answer._of(study, *one) for one in zip(questions, texts, written, strict=True)]
+        prompt = [study.prefix_tokens + len(tail) for tail in tails]
+        return [Answer._of(study, *one) for one in zip(questions, texts, written, prompt, strict=True)]
 
     def _choose(self, study: Study, question: str, choices: Sequence[str]) -> Choice:
         question = prompts.check_question(question, self.bundle.manifest.prompting)
@@ -464,7 +465,9 @@ class Reader:
         run += study.uncharged_tokens
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
         text, shares, mass = choose(tokens, logprobs)
-        return Choice(question, text, shares, mass, run, took_ms, *of_choice(shares, study.temperature))
+        prompt = study.prefix_tokens + len(ids)
+        confidence, calibrated = of_choice(shares, study.temperature)
+        return Choice(question, text, shares, mass, run, took_ms, confidence, calibrated, prompt)
 
     def _margin(self, begun: Sequence[int], watched: Sequence[float]) -> float | None:
         """How far Yes and No (logits `watched`) were apart, of an answer that begins with one of them."""
@@ -487,7 +490,7 @@ class Reader:
 
     def _write(
         self, answer: Answer, study: Study, ids: list[int], limit: int, *, reuse: bool
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         began = time.perf_counter()
         answer._prefilled = self._language.prefill(ids, reuse=reuse) + study.uncharged_tokens
         prefill_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms

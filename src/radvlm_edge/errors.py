@@ -49,3 +49,23 @@ class OutputError(RadvlmError):
 
 class StudyCacheError(RadvlmError):
     """A study cache whose folder or key cannot be used."""
+
+
+class ServiceError(RadvlmError):
+    """A service that cannot be started as asked: address, token, certificate."""
+
+
+class RequestError(RadvlmError):
+    """A request the service does not take; `status` is its HTTP answer."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BusyError(RequestError):
+    """The service's queue is full."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, 429)
+        self.retry_after_s = retry_after_s

@@ -17,6 +17,7 @@ from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
 from radvlm_edge.cli.plan import plan
+from radvlm_edge.cli.serve import serve
 from radvlm_edge.cli.studies import studies
 from radvlm_edge.cli.train import train
 from radvlm_edge.cli.verify import verify
@@ -38,6 +39,7 @@ def cli() -> None:
 for command in (
     infer,
     chat,
+    serve,
     plan,
     calibrate,
     export,
