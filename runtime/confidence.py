@@ -77,5 +77,6 @@ def of_answer(logprobs: Sequence[float], margin: float | None, temperature: Temp
     temperature, the geometric mean of its tokens' probabilities, uncalibrated.
     """
     if margin is None or temperature is None:
-        return Confidence(math.exp(sum(logprobs) / len(logprobs)), UNCALIBRATED)
+        mean = math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0  # nothing was written
+        return Confidence(mean, UNCALIBRATED)
     return Confidence(temperature.soften(abs(margin)), temperature.calibrated_on)

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -378,7 +378,7 @@ class Reader:
         """Image tokens `[t, d]` of crops `[n, 3, S, S]`."""
         return anyres.pack(self.tower.encode(views), layout, self._newline)
 
-    def _known_answers(self) -> Iterator[list[int]]:
+    def _known_answers(self) -> Iterable[list[int]]:
         """Token ids of answers to guess from."""
         files = [self.bundle.folder / PHRASES, self.options.phrases]
         for path in (one for one in files if one is not None and one.exists()):
