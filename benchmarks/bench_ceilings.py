@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from radvlm_edge.benchmarks.gemm_graph import matmul_graph
-from radvlm_edge.runtime.vision import available_cpus, open_session
+from radvlm_edge.runtime.vision import available_cpus
+from radvlm_edge.runtime.vision_onnx import open_session
 
 READ_BYTES = 512 << 20
 """Larger than any CPU's cache."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radvlm_edge.geometry import Geometry
-from radvlm_edge.runtime.roofline import Network, _crop_operations, _prefill_operations
+from radvlm_edge.runtime.roofline import Network, crop_operations, prefill_operations
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def ratios(
     found: dict[str, Any] = {"vision": {}, "prefill": {}, "decode": {}}
     for name, result in report["vision"]["engines"].items():
         for size, times in result["ms_per_crop"].items():
-            rate = _crop_operations(geometry, network) / (times["median"] / 1e3)
+            rate = crop_operations(geometry, network) / (times["median"] / 1e3)
             found["vision"].setdefault(name, {})[size] = rate / (roof.tflops * 1e12)
     for count, one in report["language"].get("lengths", {}).items():
         tokens = one["prefilled_tokens"]
-        rate = one["prefill_tokens_per_s"]["median"] * _prefill_operations(tokens, geometry, network) / tokens
+        rate = one["prefill_tokens_per_s"]["median"] * prefill_operations(tokens, geometry, network) / tokens
         found["prefill"][count] = rate / (roof.tflops * 1e12)
         kept = 1 - network.embedding_weights / network.language_weights
         read = language_bytes * kept + tokens * geometry.kv_bytes_per_token

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.kv_state import Rows
-from radvlm_edge.runtime.vision import open_session
+from radvlm_edge.runtime.vision_onnx import open_session
 
 
 class OnnxPrefill:

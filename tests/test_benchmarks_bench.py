@@ -29,7 +29,7 @@ from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.reader import Options, Reader
 from radvlm_edge.runtime.roofline import PUBLISHED
-from radvlm_edge.runtime.vision import open_session
+from radvlm_edge.runtime.vision_onnx import open_session
 
 ROOT = Path(__file__).parents[1]
 FULL = GEOMETRIES["radvlm-7b"]
