@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.kv_state import Rows
+from radvlm_edge.runtime.openvino_core import complaint, cpu_settings, open_core, sums_exactly
 from radvlm_edge.runtime.vision import available_cpus
 
 GROUP = 128
@@ -23,34 +24,27 @@ class OpenvinoPrefill:
     """
 
     def __init__(self, path: Path, threads: int | None = None, *, group: int = GROUP) -> None:
+        settings = cpu_settings(threads or available_cpus())
         try:
-            import openvino
+            core = open_core()
         except ImportError:
             raise BackendError(
                 "prefill in OpenVINO needs the package openvino; run `pip install 'radvlm-edge[openvino]'` "
                 "or choose another --prefill-backend"
             ) from None
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",  # half precision is slower without AMX, and less exact
-            "INFERENCE_NUM_THREADS": threads or available_cpus(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-        }
         try:
-            model = openvino.Core().read_model(path)
+            model = core.read_model(path)
             self.bypassed = bypass_input_scales(model) if group else 0
-            if self.bypassed:
+            if self.bypassed and sums_exactly():  # elsewhere weights widen, and the layers run in float
                 settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
-            self._model: Any = openvino.Core().compile_model(model, "CPU", settings)
+            self._model: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            first = str(error).strip().splitlines()[-1]
-            raise BackendError(f"{path}: OpenVINO cannot load this graph: {first}") from error
+            raise BackendError(f"{path}: OpenVINO cannot load this graph: {complaint(error)}") from error
         self.backend = "openvino CPU"
         names = [one.any_name for one in self._model.inputs]
         self._past = [name for name in names if name.startswith("past_")]
         self._wanted = [name.removeprefix("past_") for name in self._past]
-        kind = self._model.input("past_k.0").element_type
-        self.kv_type: np.dtype[Any] = np.dtype(np.float32 if kind == openvino.Type.f32 else np.float16)
+        self.kv_type: np.dtype[Any] = np.dtype(self._model.input("past_k.0").element_type.to_dtype())
         self._request = self._model.create_infer_request()
 
     def run(self, embeddings: npt.NDArray[np.float32], past: Sequence[Rows]) -> list[Rows]:
@@ -62,7 +56,7 @@ class OpenvinoPrefill:
         try:
             found = self._request.infer(feed, share_inputs=True)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO cannot prefill: {str(error).strip().splitlines()[-1]}") from error
+            raise BackendError(f"OpenVINO cannot prefill: {complaint(error)}") from error
         return [found[name] for name in self._wanted]
 
 
