@@ -12,6 +12,8 @@ from radvlm_edge.benchmarks.plot import LINE_PX, Picture, bars
 
 MIB = 2**20
 ROW_PX = 28
+PARTS = ("DICOM", "crops", "vision", "prefill", "decode", "detokenise", "start", "load", "cache")
+"""Every part there is, in the order of the colours."""
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
@@ -87,8 +89,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     )
     top = 44
     for case, found in rows.items():
-        parts = [part for part in next(iter(found.values())) if part != "total"]
         picture.text(24, top, f"{case} (median ms of {result['repeats']})")
-        bar_rows = [(name, [ms[part]["median"] for part in parts]) for name, ms in found.items()]
-        top = bars(picture, top + LINE_PX, bar_rows, "ms", parts)
+        bar_rows = [
+            (name, {part: row["median"] for part, row in ms.items() if part != "total"})
+            for name, ms in found.items()
+        ]
+        top = bars(picture, top + LINE_PX, bar_rows, "ms", PARTS)
     picture.save(path)

@@ -108,7 +108,7 @@ def write_trace(trace: Trace, path: Path) -> Path:
         path.write_text(json.dumps(trace.chrome(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: trace not written: {error.strerror}") from error
-    picture = Picture(1200, 240)
+    picture = Picture(1200, 290)
     picture.text(24, 16, "a cold look and answer")
     timeline(picture, 60, trace.spans)
     drawn = path.with_suffix(".png")

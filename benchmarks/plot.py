@@ -12,7 +12,18 @@ from PIL import Image, ImageDraw, ImageFont
 from radvlm_edge.errors import OutputError
 
 INK, FAINT, PAPER = "#1b1f24", "#d0d7de", "#ffffff"
-COLOURS = ("#0969da", "#bf8700", "#1a7f37", "#cf222e", "#8250df", "#57606a", "#0550ae", "#953800")
+COLOURS = (
+    "#0969da",
+    "#bf8700",
+    "#1a7f37",
+    "#cf222e",
+    "#8250df",
+    "#57606a",
+    "#bf3989",
+    "#953800",
+    "#3192aa",
+    "#2d333b",
+)
 """Distinguishable in the order given, also printed grey."""
 FONT_PX = 15
 LINE_PX = 22
@@ -141,28 +152,36 @@ def trade_off(
         picture.text(x + 10, y - 10, point.label, anchor="ld")
 
 
+def legend(picture: Picture, x: float, y: float, names: Sequence[str], known: Sequence[str]) -> None:
+    """Names with their colours: each has its place in `known`, in every panel of a picture."""
+    for name in names:
+        picture.box(x, y + 3, x + 12, y + 15, colour_of(name, known))
+        picture.text(x + 18, y, name)
+        x += picture.width_of(name) + 40
+
+
+def colour_of(name: str, known: Sequence[str]) -> str:
+    return COLOURS[known.index(name) % len(COLOURS)]
+
+
 def bars(
-    picture: Picture, top: int, rows: Sequence[tuple[str, Sequence[float]]], unit: str, parts: Sequence[str]
+    picture: Picture, top: int, rows: Sequence[tuple[str, dict[str, float]]], unit: str, known: Sequence[str]
 ) -> int:
     """Stacked horizontal bars, one a row, with a legend; returns where they end."""
     left = 24 + math.ceil(max(picture.width_of(name) for name, _ in rows))
-    most = max(sum(values) for _, values in rows) or 1.0
-    x = float(left)
-    for index, part in enumerate(parts):
-        picture.box(x, top + 3, x + 12, top + 15, COLOURS[index % len(COLOURS)])
-        picture.text(x + 18, top, part)
-        x += picture.width_of(part) + 40
+    most = max(sum(parts.values()) for _, parts in rows) or 1.0
+    legend(picture, left, top, list(dict.fromkeys(part for _, parts in rows for part in parts)), known)
     first = top + 2 * LINE_PX
     bottom = first + len(rows) * 28
     axes = Axes(left, first, picture.image.width - 90, bottom, (0, most), (0, 1))
     axes.draw(picture, unit, y_ticks=False)
-    for number, (name, values) in enumerate(rows):
+    for number, (name, parts) in enumerate(rows):
         y, at = first + number * 28 + 5, 0.0
         picture.text(left - 8, y + 9, name, anchor="rm")
-        for index, value in enumerate(values):
-            picture.box(axes.x(at), y, axes.x(at + value) - 1, y + 18, COLOURS[index % len(COLOURS)])
+        for part, value in parts.items():
+            picture.box(axes.x(at), y, axes.x(at + value) - 1, y + 18, colour_of(part, known))
             at += value
-        picture.text(axes.x(at) + 6, y + 9, f"{at:.4g}", anchor="lm")
+        picture.text(axes.x(at) + 6, y + 9, f"{at:,.0f}" if at >= 100 else f"{at:.3g}", anchor="lm")
     return bottom + 60
 
 
@@ -171,6 +190,8 @@ def timeline(picture: Picture, top: int, spans: Sequence[Span]) -> None:
     tracks = list(dict.fromkeys(span.track for span in spans))
     names = list(dict.fromkeys(span.name for span in spans))
     left = 24 + math.ceil(max(picture.width_of(track) for track in tracks))
+    legend(picture, left, top, names, names)
+    top += 2 * LINE_PX
     bottom = top + len(tracks) * 36
     end = max(span.start + span.length for span in spans)
     axes = Axes(left, top, picture.image.width - 40, bottom, (0, end), (0, 1))
@@ -178,7 +199,7 @@ def timeline(picture: Picture, top: int, spans: Sequence[Span]) -> None:
     for span in spans:
         y = top + tracks.index(span.track) * 36 + 6
         start, stop = axes.x(span.start), axes.x(span.start + span.length)
-        picture.box(start, y, stop - 1, y + 24, COLOURS[names.index(span.name) % len(COLOURS)])
+        picture.box(start, y, stop - 1, y + 24, colour_of(span.name, names))
         if picture.width_of(span.name) < stop - start - 6:
             picture.text(start + 4, y + 12, span.name, colour=PAPER, anchor="lm")
     for track in tracks:
