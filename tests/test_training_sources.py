@@ -268,7 +268,7 @@ GOLDEN = json.loads((Path(__file__).parent / "box_fusion.json").read_text())
 
 @pytest.mark.parametrize("case", GOLDEN, ids=range(len(GOLDEN)))
 def test_fusion_agrees_with_the_authors_package(case: dict[str, list[list[float]]]) -> None:
-    """What ensemble-boxes 1.0.9 gave for random boxes: one list of boxes, `skip_box_thr` 0, `conf_type` avg."""
+    """What ensemble-boxes 1.0.9 gave for random boxes: one list, `skip_box_thr` 0, `conf_type` avg."""
     given_boxes = [(tuple(box), weight) for box, weight in zip(case["boxes"], case["scores"], strict=True)]
     fused = fuse(given_boxes, case["iou"])  # type: ignore[arg-type]
     assert [one.confidence for one in fused] == pytest.approx(case["fused_scores"], abs=1e-6)
