@@ -117,7 +117,7 @@ class _Opening:
     def open(self, name: str) -> tuple[SplitPrefill, int]:
         """An engine that agrees with llama.cpp, and the bytes of memory it takes.
 
-        The file's size at least: memory freed before is used again unseen, mapped weights are not counted.
+        The size of its file at least: memory freed before is used again unseen, mapped weights not counted.
         """
         geometry = self.bundle.manifest.geometry
         before = anonymous_bytes()
