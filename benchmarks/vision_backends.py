@@ -183,7 +183,7 @@ def measure(
 
     `threads`: no other number is tried. Raises BackendError if the default engine cannot run the artefact.
     """
-    installed = [name for name, engine in ENGINES.items() if engine.installed]
+    installed = [name for name, engine in ENGINES.items() if engine.installed and engine.device == "cpu"]
     race = Race(bundle, precision, threads, seconds)
     best = race.run(installed if engines is None else engines)
     others = {name: one.ms_per_crop for name, one in best.items() if name != DEFAULT_ENGINE}

@@ -132,6 +132,11 @@ class Entry:
         except OSError:
             return b""
 
+    def write_timing(self, timings: bytes) -> None:
+        """Keep a machine's timings for its next build, if it has any."""
+        if timings:
+            atomically(self.timing, lambda file: file.write(timings))
+
     def advice(self) -> str:
         return f"run `radvlm-edge build BUNDLE --backend {self.key.library}`"
 

@@ -94,6 +94,19 @@ def seen(root: Path = Path("/"), smi: Callable[[], str | None] = ask_smi) -> lis
     return found or _from_proc(root, driver or "")
 
 
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Driver of the GPU without asking it (a Jetson's L4T release); `None` where the system does not say."""
+    if (release := _text(root / "etc" / "nv_tegra_release")) is not None:
+        return _jetson(root, release).driver
+    driver = _text(root / "proc" / "driver" / "nvidia" / "version")
+    return None if driver is None else _version(driver)
+
+
+def _version(text: str) -> str:
+    match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", text)
+    return match[1] if match else "unknown"
+
+
 def _jetson(root: Path, release: str) -> Gpu:
     """`# R36 (release), REVISION: 4.3, …` is L4T 36.4.3, which is JetPack 6.2."""
     compatible = (_text(root / "proc" / "device-tree" / "compatible") or "").replace("\0", " ")
@@ -112,12 +125,11 @@ def _smi_line(line: str) -> Gpu | None:
 
 
 def _from_proc(root: Path, driver: str) -> list[Gpu]:
-    version = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", driver)
     found = []
     for path in sorted((root / "proc" / "driver" / "nvidia" / "gpus").glob("*/information")):
         model = re.search(r"^Model:\s*(.+)$", _text(path) or "", re.MULTILINE)
         name = model[1].strip() if model else "NVIDIA GPU"
-        found.append(Gpu(name, None, version[1] if version else "unknown"))
+        found.append(Gpu(name, None, _version(driver)))
     return found
 
 

@@ -37,7 +37,9 @@ class LanguageModel:
         *,
         context: int,
         threads: int | None = None,
-        gpu_layers: int = -1,
+        gpu_layers: int | None = None,
+        flash_attention: str | None = None,
+        kv_type: str | None = None,
         repack: bool = True,
     ) -> None:
         self._llama = Llama(
@@ -45,6 +47,8 @@ class LanguageModel:
             context=context,
             threads=threads or available_cpus(),
             gpu_layers=gpu_layers,
+            flash_attention=flash_attention,
+            kv_type=kv_type,
             repack=repack,
         )
         self.prefix_tokens = 0

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
+from radvlm_edge.runtime.llama_settings import settings_for
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -82,12 +83,16 @@ class Llama:
         *,
         context: int,
         threads: int,
-        gpu_layers: int,
+        gpu_layers: int | None = None,
+        flash_attention: str | None = None,
+        kv_type: str | None = None,
         repack: bool = True,
     ) -> None:
         quiet()
+        offload = bool(llama_cpp.llama_supports_gpu_offload())
+        wanted = settings_for(gpu_layers, flash_attention, kv_type, offload=offload)
         options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = gpu_layers
+        options.n_gpu_layers = wanted.gpu_layers
         options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
@@ -102,21 +107,24 @@ class Llama:
         params.n_batch = params.n_ubatch = self.batch = min(512, context)
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
-        if not llama_cpp.llama_supports_gpu_offload():
-            # On CPUs llama.cpp's flash attention sums in f16: logits move by 1 to 2 % of their deviation.
-            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = wanted.flash
+        params.type_k = params.type_v = wanted.kv_type
         self.settings: dict[str, int] = {
             "type_k": params.type_k,
             "type_v": params.type_v,
             "ubatch": params.n_ubatch,
             "repack": int(repack),
-            "gpu_layers": gpu_layers,
+            "gpu_layers": wanted.gpu_layers,
+            "flash": wanted.flash,
         }
         """What K and V depend on, as given to llama.cpp."""
         self._context: Any = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
-            raise BackendError(f"{path}: llama.cpp has no memory for a context of {context} tokens")
+            raise BackendError(
+                f"{path}: llama.cpp has no memory for a context of {context} tokens, or "
+                "cannot keep it as asked (--kv-type, --flash-attention)"
+            )
         # llama.cpp rounds up; the caller's limit stays the limit.
         self.context: int = min(context, llama_cpp.llama_n_ctx(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)

@@ -24,8 +24,9 @@ from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
-from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, open_tower
-from radvlm_edge.runtime.vision_choice import Chosen, choose_engine
+from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower
+from radvlm_edge.runtime.vision_choice import Chosen
+from radvlm_edge.runtime.vision_fallback import open_for
 
 DEFAULT_MAX_TOKENS = 512
 TEXT_ROOM = 2048
@@ -39,11 +40,18 @@ class Options:
     vision: str | None = None
     """Precision of the vision artefact."""
     vision_backend: str | None = None
-    """Engine that runs it: `onnx` or `openvino`; `auto` or `None`: as `doctor` measured, else `onnx`."""
+    """Engine that runs it, a name of `vision.ENGINES`; `auto` or `None`: on a GPU the first of TensorRT and
+    ONNX Runtime on CUDA that works; else as `doctor` measured, else `onnx`."""
     language: str | None = None
     """Precision of the language artefact."""
     render: str | None = None
     """`voi`, `minmax` or `mimic`."""
+    gpu_layers: int | None = None
+    """Layers of the language model on a GPU, -1: all; `None`: all where llama.cpp sees one it can use."""
+    flash_attention: str | None = None
+    """`on`, `off`; `auto` or `None`: llama.cpp's choice on a GPU, off on the CPU, where it is less exact."""
+    kv_type: str | None = None
+    """How K and V are kept: `f16` (also `None`) or `q8_0`, half of it."""
     threads: int | None = None
     """CPU threads of both engines; `None`: as many as this process may use."""
     context: int | None = None
@@ -180,6 +188,8 @@ class Reader:
         self.fidelity = "not measured"
         self.chosen: Chosen | None = None
         """Why this tower; `None` for one the caller made."""
+        self.engine_note: str | None = None
+        """Which engine runs vision and why, where there is a GPU to speak of."""
         self.vision_artefact = bundle.artefact("vision", options.vision)
         self.language_artefact = bundle.artefact("language", options.language)
         self._language = language
@@ -230,20 +240,21 @@ class Reader:
         fidelity = check_fidelity(bundle, options)
         geometry = bundle.manifest.geometry
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        chosen = choose_engine(vision.sha256, options.vision_backend, options.threads)
-        tower = open_tower(
-            bundle.path(vision),
-            chosen.threads,
-            backend=chosen.backend,
-            crops_per_batch=chosen.crops_per_batch,
-            sha256=vision.sha256,
+        tower, chosen, note = open_for(bundle, vision, options.threads, options.vision_backend)
+        model = LanguageModel(
+            language,
+            context=context,
+            threads=options.threads,
+            gpu_layers=options.gpu_layers,
+            flash_attention=options.flash_attention,
+            kv_type=options.kv_type,
         )
-        model = LanguageModel(language, context=context, threads=options.threads)
         reader = cls(bundle, tower, model, options, (time.perf_counter() - began) * 1e3, store)
         reader.chosen = chosen
         reader.fidelity = fidelity
         if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
             reader.fidelity += " (measured in ONNX Runtime)"
+        reader.engine_note = note
         return reader
 
     def close(self) -> None:

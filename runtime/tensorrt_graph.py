@@ -30,7 +30,8 @@ def check_graph(source: Path | bytes, name: str | None = None, folder: Path | No
     if found:
         shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise BackendError(
-            f"{name or source}: not a graph TensorRT takes: {shown}; use the int8-trt artefact, or export anew"
+            f"{name or source}: not a graph TensorRT takes: {shown}; "
+            "use the int8-trt artefact, or export anew"
         )
     return outline
 

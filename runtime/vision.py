@@ -61,6 +61,8 @@ class Engine:
     """Installed under one of these names; their versions say which build of it computed something."""
     extra: str | None
     """Extra of radvlm-edge that installs it; `None`: the base install does."""
+    device: str = "cpu"
+    """`cpu` or `gpu`. `doctor` races those of the CPU; of the GPU's, `auto` takes the first that works."""
 
     @property
     def installed(self) -> bool:
@@ -70,6 +72,11 @@ class Engine:
 ENGINES = {
     "onnx": Engine("vision_onnx", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), None),
     "openvino": Engine("vision_openvino", "openvino", ("openvino",), "openvino"),
+    "cuda": Engine("vision_cuda", "onnxruntime", ("onnxruntime-gpu",), "cuda", "gpu"),
+    "tensorrt": Engine("vision_tensorrt", "tensorrt", ("tensorrt",), "tensorrt", "gpu"),
+    "tensorrt-rtx": Engine(
+        "vision_tensorrt_rtx", "tensorrt_rtx", ("tensorrt-rtx-cu13",), "tensorrt-rtx", "gpu"
+    ),
 }
 """Name on the command line → engine."""
 

@@ -1,4 +1,4 @@
-"""The vision tower in ONNX Runtime: on a GPU where the installed build has one, else on the CPU."""
+"""The vision tower in ONNX Runtime on the CPU (on a GPU: vision_cuda.py)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ class OnnxTower:
         """`arena` keeps the largest run's working memory: a few per cent faster, hundreds of MB more."""
         self.plan = plan
         try:
-            self._session: Any = open_session(
-                str(path), plan.threads, mapped=plan.mapped, cuda=True, arena=arena
-            )
+            self._session: Any = open_session(str(path), plan.threads, mapped=plan.mapped, arena=arena)
         except Exception as error:
             first = str(error).splitlines()[0]
             raise BackendError(f"{path}: ONNX Runtime cannot load this graph: {first}") from error

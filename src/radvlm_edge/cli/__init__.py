@@ -8,6 +8,7 @@ import sys
 import click
 
 from radvlm_edge.cli.bench import bench
+from radvlm_edge.cli.build import build
 from radvlm_edge.cli.calibrate import calibrate
 from radvlm_edge.cli.chat import chat
 from radvlm_edge.cli.doctor import doctor
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, chat, plan, calibrate, export, fidelity, verify, doctor, bench, studies, train):
+for command in (infer, chat, plan, calibrate, export, fidelity, verify, build, doctor, bench, studies, train):
     cli.add_command(command)
 
 

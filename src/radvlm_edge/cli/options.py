@@ -22,6 +22,15 @@ NOTICE = "AI output for research, not for diagnosis."
 DEMONSTRATION = "The demonstration model was trained mostly on synthetic films."
 
 
+def parse_layers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Layers on a GPU; llama.cpp's -1 for `all`."""
+    if value is None or value == "all":
+        return None if value is None else -1
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is no number of layers; write 0, 1, 2, … or all")
+    return int(value)
+
+
 def reader_options(function: F) -> F:
     """Options of every command that loads a bundle."""
     for option in (
@@ -32,10 +41,28 @@ def reader_options(function: F) -> F:
         ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of both engines."),
         click.option(
+            "--kv-type",
+            type=click.Choice(["f16", "q8_0"]),
+            help="How K and V are kept; q8_0 takes half the memory, with flash attention.  [default: f16]",
+        ),
+        click.option(
+            "--flash-attention",
+            type=click.Choice(["auto", "on", "off"]),
+            help="Fused attention of the language model; auto: llama.cpp's choice on a GPU, off on the CPU, "
+            "where it is less exact.  [default: auto]",
+        ),
+        click.option(
+            "--gpu-layers",
+            callback=parse_layers,
+            metavar="N|all",
+            help="Layers of the language model on a GPU; an error where llama.cpp sees none it can use.  "
+            "[default: all where it does]",
+        ),
+        click.option(
             "--vision-backend",
             metavar="ENGINE",
-            help="Engine of the tower: onnx, openvino, or auto.  [default: auto, the one `doctor` measured "
-            "best here, else onnx]",
+            help="Engine of the tower: onnx, openvino, cuda, tensorrt or tensorrt-rtx; auto takes the first "
+            "GPU engine that works, else the one `doctor` measured best, else onnx.  [default: auto]",
         ),
         click.option("--language", metavar="X", help="Language artefact, e.g. Q8_0 (see bundle.json)."),
         click.option("--vision", metavar="X", help="Vision artefact, e.g. fp16 (see bundle.json)."),
@@ -127,8 +154,12 @@ def open_reader(bundle: Path | None, **options: Any) -> Reader:
     from radvlm_edge.runtime.reader import Options, Reader
 
     reader = Reader.open(bundle, Options(**options))
-    trouble = reader.chosen.trouble if reader.chosen else None
-    for line in (reader.fidelity if "by force" in reader.fidelity else None, trouble):
+    lines = (
+        reader.engine_note,
+        reader.fidelity if "by force" in reader.fidelity else None,
+        reader.chosen.trouble if reader.chosen else None,
+    )
+    for line in lines:
         if line:
             click.echo(f"radvlm-edge: {line}", err=True)
     return reader
