@@ -66,8 +66,23 @@ SCALES = {
         ),
         *(2368, 7, False, 18956, 144, 538, 3, 2),
     ),
+    "tiny": Scale(
+        replace(
+            GEOMETRIES["radvlm-7b"],
+            crop_px=28,
+            patch_px=7,
+            pinpoints=tuple((28 * h, 28 * w) for h in range(1, 7) for w in range(1, 7)),
+            embed_dim=256,
+            layers=2,
+            kv_heads=1,
+            head_dim=64,
+            context=4096,
+            vocab=640,
+        ),
+        *(512, 4, False, 620, 64, 96, 2, 2),
+    ),
 }
-"""The published models (facts: transformers' configs), and 7B with every width an eighth."""
+"""The published models (facts: transformers' configs), 7B with every width an eighth, and one for tests."""
 
 
 def config_json(scale: Scale) -> dict[str, Any]:

@@ -74,6 +74,25 @@ def rebuild_line(gpu: Gpu) -> str:
     )
 
 
+def language_verdict(found: list[Gpu], *, offload: bool, cuda_build: bool) -> str:
+    """Whether llama.cpp will use the GPU seen, why not, and what to run; one line.
+
+    `offload`: llama.cpp says it sees a GPU it can use; `cuda_build`: the build holds CUDA kernels.
+    """
+    names = ", ".join(gpu.name for gpu in found)
+    if offload:
+        return f"llama.cpp, layers offloaded to the GPU ({names or 'not an NVIDIA one'})"
+    if not found:
+        return "llama.cpp on CPU: no NVIDIA GPU is seen here"
+    if cuda_build:
+        wanted = found[0].compute or "unknown"
+        return (
+            f"llama.cpp on CPU: it is built for CUDA but cannot use the {names} (driver {found[0].driver}, "
+            f"compute capability {wanted}); run `nvidia-smi`, update the driver, or {rebuild_line(found[0])}"
+        )
+    return f"llama.cpp on CPU: this build has no CUDA and the {names} is idle; {rebuild_line(found[0])}"
+
+
 def ask_smi() -> str | None:
     """What nvidia-smi says of name, compute capability and driver; `None` where it does not answer."""
     try:

@@ -18,6 +18,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 def check_graph(source: Path | bytes, name: str | None = None, folder: Path | None = None) -> Outline:
     """Return what the graph is made of; raise BackendError naming every node TensorRT would not take."""
     outline = read_outline(source, name)
+    shown_name = name or (str(source) if isinstance(source, Path) else "graph")
     place = folder or (source.parent if isinstance(source, Path) else Path())
     found = []
     if outline.opset > NEWEST_OPSET:
@@ -30,8 +31,7 @@ def check_graph(source: Path | bytes, name: str | None = None, folder: Path | No
     if found:
         shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         raise BackendError(
-            f"{name or source}: not a graph TensorRT takes: {shown}; "
-            "use the int8-trt artefact, or export anew"
+            f"{shown_name}: not a graph TensorRT takes: {shown}; use the int8-trt artefact, or export anew"
         )
     return outline
 

@@ -52,7 +52,7 @@ def _install(backend: str) -> str:
 def make_logger(trt: Any) -> Any:
     """A logger that keeps warnings and errors in `.lines` and prints nothing."""
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []
@@ -138,7 +138,7 @@ def _set_timings(config: Any, timings: bytes) -> None:
 
 
 def _monitor(trt: Any, report: Report) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Called from the library's threads; an exception there would be lost, so Ctrl-C is remembered."""
 
         def __init__(self) -> None:

@@ -2,6 +2,10 @@
 
 llama-cpp-python is published as source only. The wheel is kept in ~/.cache/radvlm-edge/wheels under
 a key of version, build flags and CPU, so one machine compiles it once. Standard library only.
+
+    python tools/llama_wheel.py [--gpu orin|thor|turing|a100|ampere|ada|hopper|blackwell]
+
+CMAKE_ARGS, if set, are taken instead of either. With CUDA the toolkit's version is part of the key.
 """
 
 from __future__ import annotations
@@ -18,6 +22,17 @@ from pathlib import Path
 
 VERSION = "0.3.36"
 DEFAULT_FLAGS = "-DGGML_NATIVE=ON"
+CUDA_ARCHITECTURES = {
+    "turing": "75",
+    "a100": "80",
+    "ampere": "86",
+    "orin": "87",
+    "ada": "89",
+    "hopper": "90",
+    "thor": "110",
+    "blackwell": "120",
+}
+"""As runtime/gpus.py has them; CUDA 12 calls Thor 101."""
 
 
 def say(text: str) -> None:
@@ -34,8 +49,35 @@ def cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)}))
 
 
+def flags_for(arguments: list[str]) -> str:
+    """CMake flags from the command line and the environment."""
+    if given := os.environ.get("CMAKE_ARGS"):
+        return given
+    if not arguments:
+        return DEFAULT_FLAGS
+    if len(arguments) != 2 or arguments[0] != "--gpu" or arguments[1] not in CUDA_ARCHITECTURES:
+        sys.exit(
+            f"radvlm-edge: {' '.join(arguments)}: write --gpu and one of {', '.join(CUDA_ARCHITECTURES)}"
+        )
+    architecture = CUDA_ARCHITECTURES[arguments[1]]
+    if arguments[1] == "thor" and " release 12." in toolkit():
+        architecture = "101"
+    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={architecture} -DGGML_CUDA_NCCL=OFF"
+
+
+def toolkit() -> str:
+    """What nvcc says of its version; empty without one."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    try:
+        return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
 def cache_folder(flags: str) -> Path:
-    key = hashlib.sha256(f"{platform.machine()}\n{flags}\n{cpu()}".encode()).hexdigest()[:12]
+    cuda = toolkit() if "GGML_CUDA=on" in flags else ""
+    text = f"{platform.machine()}\n{flags}\n{cpu()}" + (f"\n{cuda}" if cuda else "")
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "radvlm-edge" / "wheels" / f"{VERSION}-{key}"
 
@@ -44,6 +86,8 @@ def compile_wheel(folder: Path, flags: str) -> None:
     """Compile into a temporary folder and move the wheel in place when it is whole."""
     if shutil.which("g++") is None:
         sys.exit("radvlm-edge: compiling llama.cpp needs g++; e.g. apt-get install build-essential")
+    if "GGML_CUDA=on" in flags and not toolkit():
+        sys.exit("radvlm-edge: compiling for a GPU needs nvcc; install the CUDA toolkit, put its bin on PATH")
     folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"compiling llama.cpp {VERSION} ({flags}); once per machine, 4 to 15 minutes on two cores")
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
@@ -70,7 +114,7 @@ def compile_wheel(folder: Path, flags: str) -> None:
 
 
 def main() -> None:
-    flags = os.environ.get("CMAKE_ARGS") or DEFAULT_FLAGS
+    flags = flags_for(sys.argv[1:])
     folder = cache_folder(flags)
     if not list(folder.glob("*.whl")):
         compile_wheel(folder, flags)

@@ -28,6 +28,8 @@ PACKAGES = (
     "llama-cpp-python",
     "openvino",
     "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
     "torch",
     "transformers",
 )
@@ -82,6 +84,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "memory": f"{memory:.1f} GiB",
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
+            **_gpus(),
         },
         "packages": {name: _version(name) for name in PACKAGES},
         "engines": {"vision": _vision(), "language": _language()},
@@ -145,24 +148,43 @@ def _version(name: str) -> str:
 
 
 def _vision() -> str:
-    import onnxruntime
-
+    from radvlm_edge.bundle import Bundle, demo_bundle
+    from radvlm_edge.runtime.gpus import seen
     from radvlm_edge.runtime.vision import ENGINES
+    from radvlm_edge.runtime.vision_fallback import open_for
 
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    found = ["onnx on CUDA where a GPU answers, else CPU" if cuda else "onnx on CPU"]
+    found = ["onnx on CPU"]
     for name, engine in ENGINES.items():
         if engine.extra:
             found.append(name if engine.installed else f"{name}: not installed (extra `{engine.extra}`)")
+    if seen():  # what `auto` opens, by opening it
+        bundle = Bundle.open(demo_bundle())
+        found.insert(0, str(open_for(bundle, bundle.artefact("vision"), None, None).line))
     return "; ".join(found)
+
+
+def _gpus() -> dict[str, str]:
+    from radvlm_edge.runtime.gpus import class_of, seen
+
+    rows = {}
+    for index, gpu in enumerate(seen()):
+        known = class_of(gpu)
+        kind = f", {known[1].title}" if known else ""
+        rows[f"gpu {index}"] = (
+            f"{gpu.name}, compute capability {gpu.compute or 'not said'}{kind}, driver {gpu.driver}"
+        )
+    return rows or {"gpu": "no NVIDIA GPU"}
 
 
 def _language() -> str:
     import llama_cpp
 
-    if llama_cpp.llama_supports_gpu_offload():
-        return "llama.cpp, layers offloaded to the GPU: this build supports it"
-    return "llama.cpp on CPU: this build has no GPU support (rebuild with CMAKE_ARGS=-DGGML_CUDA=on)"
+    from radvlm_edge.runtime.gpus import language_verdict, seen
+
+    libraries = Path(llama_cpp.__file__).parent / "lib"
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
+    cuda_build = any((Path(folder) if folder else libraries).glob("*ggml-cuda*"))
+    return language_verdict(seen(), offload=llama_cpp.llama_supports_gpu_offload(), cuda_build=cuda_build)
 
 
 def _demo() -> str:
