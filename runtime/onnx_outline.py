@@ -208,7 +208,7 @@ def _bytes(value: int | memoryview) -> memoryview:
 def _int(value: int | memoryview) -> int:
     if not isinstance(value, int):
         raise ValueError("bytes where a number belongs")
-    return value - (1 << 64) if value >> 63 else value
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _ints(value: int | memoryview) -> list[int]:
