@@ -260,6 +260,9 @@ class Reader:
     def close(self) -> None:
         """Free the engines; studies of this reader cannot be asked any more."""
         self._language.close()
+        free = getattr(self.tower, "close", None)  # engines on a GPU hold its memory
+        if free is not None:
+            free()
 
     def __enter__(self) -> Reader:
         return self

@@ -58,7 +58,7 @@ def make_logger(trt: Any) -> Any:
             self.lines: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
                 self.lines.append(" ".join(message.split()))
 
         def last(self) -> str:

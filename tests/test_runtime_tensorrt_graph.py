@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tests.int8 import make_tower, phantoms
 
 from radvlm_edge.bundle import Bundle, demo_bundle
-from radvlm_edge.errors import BackendError
+from radvlm_edge.cli import cli
+from radvlm_edge.errors import BackendError, BundleError
 from radvlm_edge.export.vision import write_vision
 from radvlm_edge.export.vision_int8 import write_int8
 from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.engine_cache import root
 from radvlm_edge.runtime.onnx_outline import KINDS, read_outline
 from radvlm_edge.runtime.tensorrt_engines import try_build
 from radvlm_edge.runtime.tensorrt_graph import check_graph
@@ -173,6 +176,19 @@ def test_the_graph_for_cpus_is_refused_by_us_before_the_parser_would(
         try_build("tensorrt-rtx", graphs["int8"], geometry)
     with pytest.raises(BackendError, match="cannot parse this graph: .*zero point is not supported"):
         build_engine(rtx, graphs["int8"], (1, 2, 3))
+
+
+def test_the_command_builds_without_a_gpu_when_nothing_is_kept(rtx: Any, tiny_bundle: Path) -> None:
+    dry = ["build", str(tiny_bundle), "--backend", "tensorrt-rtx", "--dry-run"]
+    result = CliRunner().invoke(cli, [*dry, "--vision", "fp16"])
+    assert result.exit_code == 0, result.output
+    assert (
+        f"tensorrt-rtx {rtx.__version__} takes its" in result.output and "not kept, not run" in result.output
+    )
+    assert not root().exists()
+    missing = CliRunner().invoke(cli, [*dry, "--vision", "int8-trt"])
+    assert isinstance(missing.exception, BundleError)
+    assert "no vision artefact 'int8-trt'; this bundle has fp32, fp16" in str(missing.exception)
 
 
 def test_ctrl_c_in_the_progress_ends_the_build(rtx: Any, graphs: dict[str, Path]) -> None:
