@@ -21,10 +21,12 @@ from radvlm_edge.export.vision import write_vision
 from radvlm_edge.export.vision_int8 import write_int8
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.engine_cache import root
+from radvlm_edge.runtime.golden import LIMITS, compare, load_golden, refusal
 from radvlm_edge.runtime.onnx_outline import KINDS, read_outline
 from radvlm_edge.runtime.tensorrt_engines import try_build
 from radvlm_edge.runtime.tensorrt_graph import check_graph
 from radvlm_edge.runtime.tensorrt_library import build_engine, make_logger
+from radvlm_edge.runtime.vision import open_tower
 
 pytestmark = pytest.mark.torch
 
@@ -176,6 +178,17 @@ def test_the_graph_for_cpus_is_refused_by_us_before_the_parser_would(
         try_build("tensorrt-rtx", graphs["int8"], geometry)
     with pytest.raises(BackendError, match="cannot parse this graph: .*zero point is not supported"):
         build_engine(rtx, graphs["int8"], (1, 2, 3))
+
+
+def test_int8_for_tensorrt_is_well_inside_what_an_engine_may_be_off(
+    graphs: dict[str, Path], tiny_bundle: Path
+) -> None:
+    """Computed by ONNX Runtime; the bundle is of the same checkpoint."""
+    golden = load_golden(tiny_bundle)
+    found = compare(golden, open_tower(graphs["int8-trt"], 1).encode, (1, 3))
+    limit = LIMITS["int8-trt"]
+    assert 1 - found.cosine < 0.5 * (1 - limit.cosine) and found.error < 0.5 * limit.error, found
+    assert refusal(found, "int8-trt") is None and refusal(found, "fp32") is not None
 
 
 def test_the_command_builds_without_a_gpu_when_nothing_is_kept(rtx: Any, tiny_bundle: Path) -> None:
