@@ -30,7 +30,8 @@ bench: .venv/.base
 
 # The demonstration bundle, from its checkpoint; every version stays in the repository's history for ever.
 demo-bundle: .venv/.dev
-	$(BIN)/radvlm-edge export training/nano -o src/radvlm_edge/demo.bundle --vision fp16 --parity full --force
+	$(BIN)/radvlm-edge export training/nano -o src/radvlm_edge/demo.bundle --vision fp16,int8 \
+		--calibration training/nano.int8.json --parity full --force
 
 docs: .venv/.dev
 	$(BIN)/python tools/cli_page.py docs/cli.md

@@ -64,9 +64,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The nano checkpoint exported here and now, every gate of full parity passed."""
     pytest.importorskip("torch", reason="needs the torch world (extra `export`)")
     from radvlm_edge.export.exporter import export_checkpoint
+    from radvlm_edge.export.int8_table import load_table
 
     out = tmp_path_factory.mktemp("nano") / "bundle"
-    return export_checkpoint(NANO, out, vision=("fp16",), parity="full").folder  # as `make demo-bundle`
+    table = load_table(NANO.with_name("nano.int8.json"))
+    bundle = export_checkpoint(  # as `make demo-bundle`
+        NANO, out, vision=("fp16", "int8"), calibration=lambda *_: table, parity="full"
+    )
+    return bundle.folder
 
 
 @pytest.mark.torch
