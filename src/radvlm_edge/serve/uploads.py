@@ -34,13 +34,17 @@ class Uploads:
             raise BusyError("too many films are being uploaded; ask again later", 1)
         self.held_bytes += reserved
         try:
-            yield await asyncio.wait_for(self._read(request, limit), self._limit_s)
+            yield await self._in_time(request, limit)
+        finally:
+            self.held_bytes -= reserved
+
+    async def _in_time(self, request: Request, limit: int) -> bytes:
+        try:
+            return await asyncio.wait_for(self._read(request, limit), self._limit_s)
         except asyncio.TimeoutError:
             raise RequestError(f"the body did not come within {self._limit_s:g} s", 408) from None
         except ClientDisconnect:
             raise RequestError("the body broke off", 400) from None
-        finally:
-            self.held_bytes -= reserved
 
     def _claimed(self, request: Request, limit: int) -> int:
         """Bytes the body may have: its Content-Length, or the limit where it does not say."""
