@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--phrases", type=Path)
     given = parser.parse_args()
-    options = Options(phrases=given.phrases, language=given.language, threads=given.threads, max_tokens=200)
+    options = Options(
+        drafts=True, phrases=given.phrases, language=given.language, threads=given.threads, max_tokens=200
+    )
     with Reader.open(given.bundle, options) as reader:
         figures = measure(reader, given.films, given.repeats)
         report = {"machine": machine(), "language": reader.language_artefact.precision, **figures}

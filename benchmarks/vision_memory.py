@@ -34,7 +34,10 @@ def measure(
 ) -> dict[str, Any]:
     """Bytes after loading, at the peak of encoding and behind it; CPU milliseconds a crop. Medians."""
     path = bundle.path(bundle.artefact("vision", precision))
-    variants = [*ARENAS, *(name for name, engine in ENGINES.items() if engine.installed and name != "onnx")]
+    others = [
+        name for name, one in ENGINES.items() if one.installed and one.device == "cpu" and name != "onnx"
+    ]
+    variants = [*ARENAS, *others]
     side = bundle.manifest.geometry.crop_px
     found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for _ in range(repeats):

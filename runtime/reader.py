@@ -69,8 +69,8 @@ class Options:
     """Read CT, MR and the like too."""
     frame: int | None = None
     """Frame of a multi-frame file, from 0."""
-    drafts: bool = True
-    """Guess what an answer says next and let the model check several tokens in one pass."""
+    drafts: bool = False
+    """Guess what an answer says next and let the model check several tokens in one pass (drafting.py)."""
     phrases: Path | None = None
     """Text file of answers, one a line, to guess from, beside the bundle's own. It stays on this machine."""
     prefill_backend: str = AUTO

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -33,10 +32,8 @@ def llama(request: pytest.FixtureRequest) -> Iterator[Llama]:
     """The demonstration's F16 artefact without and with flash attention."""
     bundle = Bundle.open(demo_bundle())
     path = bundle.path(bundle.artefact("language", "F16"))
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param:  # builds with a GPU leave flash attention to llama.cpp, which then uses it
-            patch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
-        model = Llama(path, context=128, threads=1, gpu_layers=0)
+    flash = "on" if request.param else "off"
+    model = Llama(path, context=128, threads=1, gpu_layers=0, flash_attention=flash)
     yield model
     model.close()
 

@@ -135,9 +135,8 @@ def build_model(sizes: Sizes, tokenizer: Any, seed: int) -> LlavaOnevisionForCon
     with torch.no_grad():  # transformers' draws are for wide models: a narrow one starts too quiet
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
-                # what a layer of the language model adds must not drown a token's embedding, nor what the
-                # tower's attention adds what its patches have learned alone
-                quiet = name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight"))
+                # what a layer of the language model adds must not drown a token's embedding
+                quiet = "language_model" in name and ("o_proj" in name or "down_proj" in name)
                 torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5 * (0.05 if quiet else 0.7))
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.05)
     model.generation_config = GenerationConfig(

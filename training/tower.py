@@ -19,6 +19,8 @@ from radvlm_edge.training.targets import AREA_BOXES, BOXES, PRESENCES, presences
 
 LEAST_WEIGHT, MOST_WEIGHT = 4.0, 60.0
 """Bounds of how much more a patch of something counts than a patch without it: the rarer, the more."""
+QUIET = 0.05 / 0.7
+"""Factor on what attention adds at first: it must not drown what patches have learned alone."""
 
 
 def local_layers(tower: Any) -> list[Any]:
@@ -55,7 +57,7 @@ def features_of(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def start_tower(tower: Any, crops: Any, seed: int) -> None:
-    """Whiten the patch embedding, lay down sin-cos positions, silence the attention of the local layers.
+    """Whiten the patch embedding, lay down sin-cos positions, hush attention; silence it in local layers.
 
     Neighbouring pixels are so alike that random filters see only brightness: filters along the
     patches' principal axes, scaled to equal spread, let the layers behind them see edges.
@@ -78,6 +80,8 @@ def start_tower(tower: Any, crops: Any, seed: int) -> None:
         embeddings.patch_embedding.weight.copy_(grey_weight.expand(-1, 3, -1, -1))
         embeddings.patch_embedding.bias.copy_(torch.from_numpy(-(weight @ mean)))
         embeddings.position_embedding.weight.copy_(torch.from_numpy(position))
+        for layer in tower.vision_model.encoder.layers:
+            layer.self_attn.out_proj.weight.mul_(QUIET)
         for layer in local_layers(tower):
             layer.self_attn.out_proj.weight.zero_()
             layer.self_attn.out_proj.bias.zero_()

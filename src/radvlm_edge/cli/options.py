@@ -44,13 +44,13 @@ def reader_options(function: F) -> F:
             "--phrases",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Answers, one a line, from which long answers are guessed ahead: the same answer, sooner. "
-            "The file stays where it is.",
+            help="For --drafts: answers, one a line, to guess from. The file stays where it is.",
         ),
         click.option(
             "--drafts/--no-drafts",
-            default=True,
-            help="Guess long answers ahead, or never.  [default: drafts]",
+            default=False,
+            help="Guess long answers ahead: the same answer in fewer passes; not faster with the "
+            "demonstration model.  [default: no-drafts]",
         ),
         click.option(
             "--kv-type",
