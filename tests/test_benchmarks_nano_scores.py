@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radvlm_edge.benchmarks import nano_flips
 from radvlm_edge.benchmarks.nano_hardness import linear_probe, ridge_head
 from radvlm_edge.benchmarks.nano_heads import (
     TooFewError,
@@ -17,6 +18,7 @@ from radvlm_edge.benchmarks.nano_heads import (
     measure_heads,
     patient_folds,
 )
+from radvlm_edge.benchmarks.nano_run import Reply
 from radvlm_edge.benchmarks.nano_scores import (
     Decision,
     auroc_interval,
@@ -25,6 +27,7 @@ from radvlm_edge.benchmarks.nano_scores import (
     label_figures,
     yes_no_figures,
 )
+from radvlm_edge.benchmarks.nano_suite import Item
 from radvlm_edge.training.films import RealFilm
 from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.scores import Box, auroc, balanced_accuracy, iou
@@ -221,3 +224,29 @@ def test_the_probe_finds_what_is_linear_and_nothing_else() -> None:
     figures = linear_probe(views, present)
     assert figures[FINDINGS[0]] > 0.9
     assert np.mean([figures[name] for name in FINDINGS[1:]]) < 0.6
+
+
+def replies(chances: list[float], texts: list[str]) -> list[Reply]:
+    box = ((0.0, 0.0, 0.5, 1.0),)
+    yes_no = [Reply(Item("1", "yesno", "q", "Yes.", "edema", True), one) for one in chances]
+    return yes_no + [Reply(Item("1", "region", "q", "", "left lung", True, box), text=one) for one in texts]
+
+
+def test_flips_are_counted_and_boxes_compared_with_the_truth() -> None:
+    right, half = "it is at [0.0, 0.0, 0.5, 1.0]", "it is at [0.0, 0.0, 0.25, 1.0]"
+    ours, theirs = (
+        replies([0.9, 0.2, 0.51, 0.4], [right, right]),
+        replies([0.8, 0.3, 0.49, 0.4], [right, half]),
+    )
+    figures = nano_flips.compared(ours, theirs)
+    assert figures["yes_no"] == 4 and figures["flips"] == 1 and not figures["within_gate"]
+    assert figures["moved_most"] == pytest.approx(0.1) and figures["texts_different"] == 1
+    assert figures["region_iou"] == {"without": 1.0, "with": 0.75, "loss": 0.25}
+    none = nano_flips.compared(replies([0.9] * 1000, []), replies([0.8] * 1000, []))
+    assert none["within_gate"] and none["flips_upper"] == pytest.approx(1.96**2 / (1000 + 1.96**2), abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["int8", "vision=", "tower=int8"])
+def test_a_way_that_is_none_is_refused(way: str) -> None:
+    with pytest.raises(SystemExit, match="is no way; write vision=X"):
+        nano_flips.options_of(way, None)

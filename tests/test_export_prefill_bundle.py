@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from radvlm_edge.benchmarks import prefill as speed
-from radvlm_edge.benchmarks.prefill_flips import compared
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import CheckpointError
 from radvlm_edge.export.checkpoint import open_checkpoint
@@ -81,14 +80,6 @@ def test_parity_finds_a_graph_that_is_another_models(tiny_checkpoint: Path, tmp_
             checkpoint, given, tmp_path / "F16.gguf", (head, image, [tail]), expected, 0.0
         )
         assert bool(beyond) == bool(wanted), beyond
-
-
-def test_flips_are_counted() -> None:
-    figures = compared([0.9, 0.2, 0.51, 0.4], [0.8, 0.3, 0.49, 0.4], ["a", "b"], ["a", "c"])
-    assert figures["yes_no"] == 4 and figures["flips"] == 1 and not figures["within_gate"]
-    assert figures["moved_most"] == pytest.approx(0.1) and figures["texts_different"] == 1
-    none = compared([0.9] * 1000, [0.8] * 1000, [], [])
-    assert none["within_gate"] and none["flips_upper"] == pytest.approx(1.96**2 / (1000 + 1.96**2), abs=1e-5)
 
 
 def test_speed_is_summed_up() -> None:
