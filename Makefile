@@ -32,6 +32,7 @@ bench: .venv/.base
 demo-bundle: .venv/.dev
 	$(BIN)/radvlm-edge export training/nano -o src/radvlm_edge/demo.bundle --vision fp16,int8 \
 		--calibration training/nano.int8.json --parity full --force
+	$(BIN)/python -m radvlm_edge.benchmarks.confidence src/radvlm_edge/demo.bundle
 
 docs: .venv/.dev
 	$(BIN)/python tools/cli_page.py docs/cli.md

@@ -133,7 +133,9 @@ def test_choices_come_with_their_log_probabilities(running: Running, truth: Any)
     for text, share in wanted.probabilities.items():
         assert shares[text] == pytest.approx(share * wanted.mass, rel=1e-4)
     (decision,) = reply.model_extra["radvlm"]["decisions"]
-    assert sum(decision["probabilities"].values()) == pytest.approx(1) and decision["calibrated"] is None
+    assert sum(decision["probabilities"].values()) == pytest.approx(1)
+    assert decision["calibrated"] == pytest.approx(wanted.calibrated)
+    assert decision["calibrated_on"] == wanted.confidence.calibrated_on
 
 
 def test_free_answers_come_with_their_tokens_log_probabilities(running: Running, truth: Any) -> None:

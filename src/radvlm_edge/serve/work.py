@@ -67,6 +67,7 @@ class Result:
                     "probabilities": part.probabilities,
                     "mass": part.mass,
                     "calibrated": part.calibrated,
+                    "calibrated_on": part.confidence.calibrated_on,
                 }
             )
 

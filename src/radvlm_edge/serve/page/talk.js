@@ -70,8 +70,11 @@ export class Card {
     this.answer.textContent = "";
     const table = make("table", "decisions");
     const body = table.createTBody();
-    for (const { question, text, probabilities } of decisions) {
-      const share = probabilities.Yes ?? Math.max(...Object.values(probabilities));
+    let on = "";
+    for (const { question, text, probabilities, calibrated, calibrated_on } of decisions) {
+      const shares = calibrated ?? probabilities;
+      const share = shares.Yes ?? Math.max(...Object.values(shares));
+      if (calibrated) on = calibrated_on;
       const row = body.insertRow();
       row.className = text === "Yes" ? "yes" : "";
       const name = make("th", "", question.replace(/^Is there /, "").replace(/\?$/, ""));
@@ -84,7 +87,8 @@ export class Card {
       row.insertCell().textContent = `${text.toLowerCase()} ${share.toFixed(2)}`;
     }
     this.answer.append(table);
-    this.node.append(make("p", "meta", "Bars: the model's own probability of yes, not calibrated."));
+    const meaning = on ? `probability of yes, calibrated on ${on}` : "the model's own probability of yes, not calibrated";
+    this.node.append(make("p", "meta", `Bars: ${meaning}.`));
   }
 }
 
