@@ -71,7 +71,7 @@ class Visit:
         self.page.goto(running.url)
         self.page.fill("#token", TOKEN)
         self.page.press("#token", "Enter")
-        self.page.wait_for_selector("#model:has-text('radvlm-nano')")
+        self.page.wait_for_selector("#model:has-text('radvlm-nano')", state="attached")
 
     def open(self) -> None:
         self.page.set_input_files("#file", FILM)
