@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,6 +57,7 @@ def test_a_known_temperature_is_found_and_mends_the_error(sharpness: float) -> N
 
 @pytest.mark.torch
 @settings(deadline=None, max_examples=10)
+@example(49, 0.87109375)
 @given(st.integers(0, 1000), st.floats(0.3, 4))
 def test_the_fit_is_torchs(seed: int, sharpness: float) -> None:
     """Against LBFGS on binary_cross_entropy_with_logits, as in the paper's own code."""
@@ -65,7 +66,10 @@ def test_the_fit_is_torchs(seed: int, sharpness: float) -> None:
     logits, wanted = torch.from_numpy(margins), torch.from_numpy(truths).double()
     log_t = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     loss = lambda: torch.nn.functional.binary_cross_entropy_with_logits(logits / log_t.exp(), wanted)  # noqa: E731
-    optimiser = torch.optim.LBFGS([log_t], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-12)
+    # with its usual tolerance of change it stops short of the minimum at times, where ours does not
+    optimiser = torch.optim.LBFGS(
+        [log_t], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=0
+    )
 
     def closure() -> Any:
         optimiser.zero_grad()
