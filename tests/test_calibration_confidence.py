@@ -24,6 +24,7 @@ from radvlm_edge.calibration.confidence import Asked, calibrate, write
 from radvlm_edge.calibration.labelled import read_labelled
 from radvlm_edge.cli import cli
 from radvlm_edge.errors import RecipeError
+from radvlm_edge.reseal import reseal
 from radvlm_edge.runtime.confidence import UNCALIBRATED, Confidence, Temperature, of_answer, of_choice
 from radvlm_edge.runtime.reader import Options, Reader
 
@@ -176,7 +177,10 @@ def test_a_folder_is_read_film_by_film_and_patients_stay_together(tmp_path: Path
 
 
 def test_a_bundle_calibrated_says_so_and_no_other_does(tmp_path: Path) -> None:
-    shutil.copytree(demo_bundle(), tmp_path / "b")
+    for name in ("b", "plain"):  # the demonstration bundle without its own calibration
+        shutil.copytree(demo_bundle(), tmp_path / name)
+        held = Bundle.open(tmp_path / name)
+        reseal(held, dataclasses.replace(held.manifest, confidence=None), {"confidence.json": b"{}"})
     folder = labelled_folder(tmp_path / "f", 6)
     command = [
         "fidelity",
@@ -199,7 +203,7 @@ def test_a_bundle_calibrated_says_so_and_no_other_does(tmp_path: Path) -> None:
     assert "noise" in (tmp_path / "b" / "bundle.json").read_text()
     film = ROOT / "examples" / "chest.dcm"
     seen = {}
-    for name, where in (("before", demo_bundle()), ("after", bundle.folder)):
+    for name, where in (("before", tmp_path / "plain"), ("after", bundle.folder)):
         with Reader.open(where, Options(threads=1)) as reader:
             study = reader.look(film)
             choice, answers = (
