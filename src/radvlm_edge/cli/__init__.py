@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from radvlm_edge.cli.audit import audit
+from radvlm_edge.cli.batch import batch
 from radvlm_edge.cli.bench import bench
 from radvlm_edge.cli.build import build
 from radvlm_edge.cli.calibrate import calibrate
@@ -39,6 +41,7 @@ def cli() -> None:
 for command in (
     infer,
     chat,
+    batch,
     serve,
     plan,
     calibrate,
@@ -49,6 +52,7 @@ for command in (
     doctor,
     bench,
     studies,
+    audit,
     dataset,
     train,
 ):

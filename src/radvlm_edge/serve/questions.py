@@ -58,6 +58,8 @@ class Chat:
     shape: Shape | None
     logprobs: bool
     top_logprobs: int
+    user: str | None = None
+    """Who the client says asks (`user`), for the audit log alone."""
 
 
 def read_chat(body: bytes, model: str) -> Chat:
@@ -111,6 +113,7 @@ def read_chat(body: bytes, model: str) -> Chat:
         shape,
         logprobs,
         top or 0,
+        asked["user"][:64] if isinstance(asked.get("user"), str) else None,
     )
 
 
