@@ -30,7 +30,9 @@ def write(folder: Path, lines: int = LINES) -> Path:
     path = folder / "audit.log"
     log = AuditLog(path)
     for number in range(2, lines + 1):
-        assert log.note("answered", question=f"question {number}", answer=log.conceal("answer", "No.")) == number
+        assert (
+            log.note("answered", question=f"question {number}", answer=log.conceal("answer", "No.")) == number
+        )
     return path
 
 
@@ -85,7 +87,9 @@ def test_any_change_is_found_and_its_line_named(original: Path, tmp_path: Path, 
     path.write_bytes(b"".join(lines))
     for copy, kept in zip(beside(path), beside(original), strict=True):
         copy.write_bytes(kept.read_bytes())
-    with pytest.raises(AuditError, match=rf"line {at + 1} is|the first line" if at == 0 else f"line {at + 1} is"):
+    with pytest.raises(
+        AuditError, match=rf"line {at + 1} is|the first line" if at == 0 else f"line {at + 1} is"
+    ):
         verify(path)
 
 
@@ -221,7 +225,9 @@ def test_infer_gives_no_answer_it_cannot_note(tmp_path: Path) -> None:
 def test_the_command_names_the_line(tmp_path: Path) -> None:
     path = write(tmp_path)
     done = run("audit", "verify", path)
-    assert done.returncode == 0 and f"{LINES} lines" in done.stdout and verify(path).head.sha256 in done.stdout
+    assert (
+        done.returncode == 0 and f"{LINES} lines" in done.stdout and verify(path).head.sha256 in done.stdout
+    )
     path.write_bytes(path.read_bytes().replace(b"question 7", b"question 8"))
     done = run("audit", "verify", path)
     assert done.returncode == 1 and "line 7 is changed" in done.stderr and done.stderr.count("\n") == 1
