@@ -2,9 +2,10 @@
 
     python -m radvlm_edge.benchmarks.fuzz [--inputs 100000] [--seed 0] [--only KIND] [--json OUT]
 
-Every input is made from its kind, the seed and its number (fuzz_inputs.py), so a finding can be made again with
-`--only KIND --first NUMBER --inputs 1`. Inputs run one after the other in a process of their kind, which is watched
-from outside and started anew where it dies: a crash of a native decoder is counted like any other. A finding is
+Every input is made from its kind, the seed and its number (fuzz_inputs.py), so a finding can be made again
+with `--only KIND --first NUMBER --inputs 1`. Inputs run one after the other in a process of their kind, which
+is watched from outside and started anew where it dies: a crash of a native decoder counts like any other. A
+finding is
 
 crash     the process ended (signal or exit code)
 hang      an input took more than `CPU_S` seconds of CPU, or `WALL_S` seconds without end

@@ -5,6 +5,7 @@ An input is named by kind, seed and number alone: `make(kind, seed, number)` alw
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -55,8 +56,10 @@ TEXTS = (
     "é",
 )
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -1e308, float("nan"), float("inf"), "", "x", "\x00",
-    "A" * 3000, "\ud800", [], {}, [[]], [None], {"": None}, [0] * 50, "study:", "data:,", "data:image/png;base64,",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -1e308, float("nan"), float("inf"), "", "x",
+    "\x00",
+    "A" * 3000, "\ud800", [], {}, [[]], [None], {"": None}, [0] * 50, "study:", "data:,",
+    "data:image/png;base64,",
 )  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def damage(content: bytes, rng: random.Random, others: list[bytes]) -> bytes:
         elif how == 1:
             data[at] = rng.randrange(256)
         elif how in (2, 3):
-            form = rng.choice("<H <I <Q >H >I".split())
+            form = rng.choice(("<H", "<I", "<Q", ">H", ">I"))
             size = struct.calcsize(form)
             data[at : at + size] = struct.pack(form, rng.choice(NUMBERS) & (256**size - 1))
         elif how == 4:
@@ -107,7 +110,7 @@ def damage(content: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 
 @cache
 def dicom_files() -> list[bytes]:
-    """Small chest films in every transfer syntax that can be written here, and what their headers may hold."""
+    """Small chest films in every transfer syntax that can be written here, with all headers may hold."""
     ramp = np.linspace(0, 4095, 48 * 40).reshape(48, 40).astype(np.uint16)
     files = [_dicom(ramp, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)]
     files += [_dicom(ramp, syntax) for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)]
@@ -279,7 +282,7 @@ STUDY = "study:STUDY"
 @cache
 def requests() -> list[bytes]:
     """Chat requests of every kind the service takes."""
-    tiny = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR4nGNggANGLAwAAMoABmXcGXsAAAAASUVORK5CYII="
+    tiny = f"data:image/png;base64,{base64.b64encode(pictures()[0]).decode()}"
     schema = {
         "type": "object",
         "properties": {
@@ -308,8 +311,11 @@ def requests() -> list[bytes]:
             first = {"role": "user", "content": [image, {"type": "text", "text": "any effusion?"}]}
             turns = [first, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Sure?"}]
             alone = "guided_choice" in extra or "response_format" in extra
-            for messages in ([first],) if alone else ([first], turns):
-                found.append(json.dumps({"model": "radvlm-nano", "messages": messages, **extra}).encode())
+            asked = ([first],) if alone else ([first], turns)
+            found += [
+                json.dumps({"model": "radvlm-nano", "messages": messages, **extra}).encode()
+                for messages in asked
+            ]
     return found
 
 

@@ -1,6 +1,6 @@
 """What the fuzzing calls: each target takes an input's bytes and says how it ended.
 
-`accepted` or the name of a typed error is as it should be; any other exception is a finding and is let through.
+`accepted` or the name of a typed error is as it should be; any other exception is a finding, and let through.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def film_target() -> Iterator[Target]:
 
 @contextlib.contextmanager
 def bundle_target() -> Iterator[Target]:
-    """bundle.json → bundle, opened; one sealed anew around the damage is used as far as without its engines."""
+    """bundle.json → bundle; sealed anew around the damage it is used as far as it can be without engines."""
     pixels = np.zeros((40, 30), np.uint8)
     (original,) = manifests()
     with tempfile.TemporaryDirectory() as place:
@@ -151,7 +151,7 @@ def gguf_target() -> Iterator[Target]:
 
 
 class _Looked:
-    """A reader that looks once, at the first film: every other is cut into crops and takes that study's answers."""
+    """Looks once, at the first film: every other is cut into crops and takes that study's answers."""
 
     def __init__(self, reader: Reader) -> None:
         self._look, self._geometry = reader.look, reader.bundle.manifest.geometry

@@ -109,7 +109,11 @@ def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
         template = environment.from_string(prompting.chat_template)
         text = template.render(messages=messages, add_generation_prompt=True)
     except TemplateError as error:
-        raise BundleError(f"the bundle's chat template does not render: {error}") from error
+        raise BundleError(
+            f"the bundle's chat template does not render: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:  # a template is a program: it may raise anything
+        raise BundleError(f"the bundle's chat template does not render: {type(error).__name__}") from error
     head, *rest = text.split(prompting.image_token)
     if len(rest) != 1:
         raise BundleError(

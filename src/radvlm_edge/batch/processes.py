@@ -17,6 +17,7 @@ from typing import Any
 from radvlm_edge import errors
 from radvlm_edge.batch.job import Job, Progress, part_path
 from radvlm_edge.errors import BackendError, RadvlmError
+from radvlm_edge.faults import keep_to_ourselves, where
 
 TRIES = 2
 """How often a film may end its process before it gets an error row."""
@@ -140,6 +141,7 @@ def _child(connection: Connection, job: Job, folder: str) -> None:
     from radvlm_edge.runtime.reader import Reader
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets go
+    keep_to_ourselves()
     _end_with_parent()
     try:
         with Reader.open(job.bundle, job.options) as reader:
@@ -153,6 +155,8 @@ def _child(connection: Connection, job: Job, folder: str) -> None:
         return
     except RadvlmError as error:
         connection.send(("failed", (type(error).__name__, str(error))))
+    except Exception as error:  # noqa: BLE001 - multiprocessing would print its text, which may quote a header
+        connection.send(("failed", ("RadvlmError", f"a fault of the program: {where(error)}")))
 
 
 def _end_with_parent() -> None:

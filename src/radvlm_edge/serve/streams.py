@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from radvlm_edge.errors import RadvlmError
-from radvlm_edge.serve.gate import Receive, Scope, Send, log, where
+from radvlm_edge.faults import where
+from radvlm_edge.serve.gate import Receive, Scope, Send, log
 from radvlm_edge.serve.replies import Completion, complaint, sse, status_of
 from radvlm_edge.serve.worker import Ticket
 
