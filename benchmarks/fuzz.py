@@ -8,8 +8,8 @@ is watched from outside and started anew where it dies: a crash of a native deco
 finding is
 
 crash     the process ended (signal or exit code)
-hang      an input took more than `CPU_S` seconds of CPU, or `WALL_S` seconds without end
-memory    an input made the process grow by more than `MEMORY_BYTES`
+hang      an input took more than `Limits.cpu_s` of CPU, or `wall_s` without end
+memory    an input made the process grow by more than `memory_bytes`
 untyped   an exception that is no RadvlmError, an error text of several lines, a status of 500
 """
 
@@ -25,22 +25,28 @@ import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from radvlm_edge.benchmarks.fuzz_inputs import make
-from radvlm_edge.benchmarks.memory import anonymous_bytes
 
 SHARES = {"dicom": 45, "picture": 20, "chat": 15, "bundle": 10, "http": 5, "gguf": 5}
 """Of 100 inputs."""
-CPU_S, WALL_S = 20.0, 300.0
-MEMORY_BYTES = 3 << 30
-"""A film of the largest size the service takes needs 1.9 GiB: 40 million pixels in several float64 arrays."""
 ADDRESS_BYTES = 24 << 30
 CHUNK = 200
 EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one input may take."""
+
+    cpu_s: float = 20.0
+    wall_s: float = 300.0
+    memory_bytes: int = 3 << 30
+    """Room for the largest film the service takes: 40 million pixels in several float64 arrays."""
 
 
 @dataclass
@@ -52,8 +58,10 @@ class Found:
     findings: list[dict[str, Any]] = field(default_factory=list)
     """The first `EXAMPLES` of them; `outcomes` counts all."""
     peak_bytes: int = 0
-    """Most anonymous memory the process held after an input."""
+    """Most memory a process had resident."""
     seconds: float = 0.0
+    cpu_s: float = 0.0
+    """CPU time of the inputs, the processes' start left out."""
 
     def finding(self, what: str, number: int, text: str) -> None:
         self.outcomes[what] += 1
@@ -64,27 +72,31 @@ class Found:
 class Runner:
     """A process that runs inputs of one kind, and what is known of it from outside."""
 
-    def __init__(self, kind: str, seed: int) -> None:
-        self.kind, self.seed = kind, seed
+    def __init__(self, kind: str, seed: int, limits: Limits) -> None:
+        self.kind, self.seed, self.limits = kind, seed, limits
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._number = context.Value("q", -1, lock=False)
-        self._process = context.Process(target=_serve, args=(theirs, self._number, kind, seed), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._number, kind, seed, limits), daemon=True
+        )
         self._process.start()
         theirs.close()
 
     def run(self, first: int, count: int, found: Found) -> int:
         """Run inputs from `first` on; returns the number of the next to run, less than all after a death."""
-        self._number.value = -1
+        self._number.value, limits = -1, self.limits
         self._ours.send((first, count))
         watched, since_s, since_cpu_s = -1, time.monotonic(), 0.0
         while not self._ours.poll(0.25):
             number = self._number.value
             if number != watched:
                 watched, since_s, since_cpu_s = number, time.monotonic(), self._cpu_s()
-            elif number >= 0 and (self._cpu_s() - since_cpu_s > CPU_S or time.monotonic() - since_s > WALL_S):
+            elif number >= 0 and (
+                self._cpu_s() - since_cpu_s > limits.cpu_s or time.monotonic() - since_s > limits.wall_s
+            ):
                 self.stop()
-                found.finding("hang", number, f"more than {CPU_S:g} s of CPU or {WALL_S:g} s")
+                found.finding("hang", number, f"{self.limits}")
                 return self._after(number, first, found)
         try:
             said = self._ours.recv()
@@ -103,6 +115,7 @@ class Runner:
         for one in said["findings"]:
             found.finding(**one)
         found.peak_bytes = max(found.peak_bytes, said["peak_bytes"])
+        found.cpu_s += said["cpu_s"]
         return first + count
 
     def stop(self) -> None:
@@ -115,7 +128,7 @@ class Runner:
         found.inputs += 1
         before = number - first
         if before:
-            again = Runner(self.kind, self.seed)
+            again = Runner(self.kind, self.seed, self.limits)
             try:
                 again.run(first, before, found)
             finally:
@@ -130,7 +143,7 @@ class Runner:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _serve(connection: Connection, current: Any, kind: str, seed: int) -> None:
+def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: Limits) -> None:
     """The process: chunks of inputs as told, until nobody tells any more."""
     from radvlm_edge.benchmarks.fuzz_targets import TARGETS
 
@@ -145,7 +158,7 @@ def _serve(connection: Connection, current: Any, kind: str, seed: int) -> None:
                 os._exit(0)  # threads of a service would wait for their clients
             outcomes: Counter[str] = Counter()
             findings: list[dict[str, Any]] = []
-            before = peak = anonymous_bytes()
+            began_s, peak = time.process_time(), _peak_bytes()
             for number in range(first, first + count):
                 content = make(kind, seed, number)
                 current.value = number
@@ -153,11 +166,19 @@ def _serve(connection: Connection, current: Any, kind: str, seed: int) -> None:
                     outcomes[target(content)] += 1
                 except Exception as error:  # noqa: BLE001 - that is what is looked for
                     findings.append({"what": "untyped", "number": number, "text": _where(error)})
-                held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                if held - max(before, peak) > MEMORY_BYTES:
+                held = _peak_bytes()
+                if held - peak > limits.memory_bytes:
                     findings.append({"what": "memory", "number": number, "text": f"{held >> 20} MiB"})
-                peak = max(peak, held)
-            connection.send({"outcomes": outcomes, "findings": findings, "peak_bytes": peak})
+                peak = held
+            spent_s = time.process_time() - began_s
+            connection.send(
+                {"outcomes": outcomes, "findings": findings, "peak_bytes": peak, "cpu_s": spent_s}
+            )
+
+
+def _peak_bytes() -> int:
+    """Most memory this process ever had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _where(error: BaseException) -> str:
@@ -168,17 +189,17 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno} ({frame.name}): {text}"
 
 
-def fuzz(kind: str, inputs: int, seed: int, first: int = 0) -> Found:
+def fuzz(kind: str, inputs: int, seed: int, first: int = 0, limits: Limits = Limits()) -> Found:
     """Run `inputs` inputs of a kind, from number `first` on."""
     found, began, number, end = Found(), time.perf_counter(), first, first + inputs
-    runner = Runner(kind, seed)
+    runner = Runner(kind, seed, limits)
     try:
         while number < end:
             wanted = min(CHUNK, end - number)
             following = runner.run(number, wanted, found)
             if following != number + wanted or not runner._process.is_alive():
                 runner.stop()
-                runner = Runner(kind, seed)
+                runner = Runner(kind, seed, limits)
             number = following
     finally:
         runner.stop()
@@ -194,7 +215,8 @@ def report(results: dict[str, Found], seed: int) -> dict[str, Any]:
             "outcomes": dict(sorted(found.outcomes.items())),
             "findings": found.findings,
             "peak_mib": round(found.peak_bytes / 2**20),
-            "inputs_per_s": round(found.inputs / found.seconds, 1) if found.seconds else None,
+            "cpu_ms_per_input": round(found.cpu_s * 1e3 / max(found.inputs, 1), 2),
+            "seconds": round(found.seconds, 1),
         }
         for kind, found in results.items()
     }
@@ -205,7 +227,7 @@ def report(results: dict[str, Found], seed: int) -> dict[str, Any]:
         "inputs": sum(found.inputs for found in results.values()),
         "seed": seed,
         "findings": dict(bad),
-        "limits": {"cpu_s": CPU_S, "wall_s": WALL_S, "memory_mib": MEMORY_BYTES >> 20},
+        "limits": asdict(Limits()),
         "kinds": kinds,
         "machine": {
             "python": platform.python_version(),

@@ -37,6 +37,8 @@ from pydicom.uid import (
 
 from radvlm_edge.bundle import MANIFEST, demo_bundle
 
+PROBE = "probe"
+"""Inputs the fuzzing itself is tested with: their own numbers."""
 HEADER_BYTES = 2048
 """Most damage falls here: what is behind it are pixels."""
 GGUF, GGUF_HEAD_BYTES = "Q4_K_M.gguf", 1 << 16
@@ -65,6 +67,8 @@ VALUES: tuple[Any, ...] = (
 
 def make(kind: str, seed: int, number: int) -> bytes:
     """The input of a kind with a number."""
+    if kind == PROBE:
+        return str(number).encode()
     rng = random.Random(f"{kind} {seed} {number}")
     seeds = CORPORA[kind]()
     content = rng.choice(seeds)

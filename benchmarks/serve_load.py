@@ -2,7 +2,7 @@
 
     python -m radvlm_edge.benchmarks.serve_load [--seconds 600] [--clients 64] [--queue 16] [--json OUT]
 
-Starts `radvlm-edge serve` as a process of its own. First one client alone asks every question, and its answers
+Starts `radvlm-edge serve` as a process of its own. First one client alone asks every question; its answers
 are what all others must get. Then every client uploads a film and asks about it, one question after another;
 told 429, it waits as long as `Retry-After` says and asks again. At the end the service's own counts are
 compared with what the clients saw, and it is told to stop.

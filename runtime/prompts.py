@@ -84,6 +84,10 @@ def check_question(question: str, prompting: Prompting) -> str:
     question = question.strip()
     if not question:
         raise QuestionError("the question is empty; ask something, e.g. --ask 'any effusion?'")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise QuestionError("the question holds bytes that are no UTF-8 text; type it anew") from None
     for token in prompting.special_tokens:
         if token in question:
             raise QuestionError(f"the question contains the model's control token {token!r}; leave it out")

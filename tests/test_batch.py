@@ -24,7 +24,7 @@ from radvlm_edge.batch import processes
 from radvlm_edge.batch.answering import Answering
 from radvlm_edge.batch.films import gather
 from radvlm_edge.batch.job import Job, Progress, part_path
-from radvlm_edge.batch.rows import SCHEMA, read_table, table_of, write_table
+from radvlm_edge.batch.rows import SCHEMA, digest_path, read_part, table_of, write_part
 from radvlm_edge.bundle import demo_bundle
 from radvlm_edge.errors import BundleError, FilmError, OutputError
 from radvlm_edge.runtime.reader import Options, Reader
@@ -63,7 +63,7 @@ def whole(films: list[str], tables: list[pyarrow.Table], tmp_path_factory: pytes
     out = tmp_path_factory.mktemp("whole") / "out.parquet"
     progress = Progress(job_of(films), out)
     for part, table in enumerate(tables):
-        write_table(progress.path(part), [table])
+        write_part(progress.path(part), table)
     assert progress.finish() == 2
     progress.close()
     return out.read_bytes()
@@ -92,13 +92,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(films: list[str], whole: bytes, 
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     first = part_path(tmp_path / "out.parquet.parts", 0)
     end = time.monotonic() + 400
-    while not first.exists():
+    while not digest_path(first).exists():
         assert time.monotonic() < end and killed.poll() is None, "no part was ever finished"
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not out.exists()
-    table = read_table(part_path(tmp_path / "out.parquet.parts", 1))
+    table = read_part(part_path(tmp_path / "out.parquet.parts", 1))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert ("1 of 3 parts are done already" if table is None else "of 3 parts") in done.stderr
@@ -117,7 +117,7 @@ def test_damaged_and_foreign_parts_are_not_used(
     progress: Progress, tables: list[pyarrow.Table], whole: bytes, films: list[str]
 ) -> None:
     for part, table in enumerate(tables):
-        write_table(progress.path(part), [table])
+        write_part(progress.path(part), table)
     assert progress.missing() == []
     content = bytearray(progress.path(1).read_bytes())
     content[len(content) // 3] ^= 0x20
@@ -126,7 +126,7 @@ def test_damaged_and_foreign_parts_are_not_used(
     with pytest.raises(OutputError, match="damaged; run the same command again"):
         progress.finish()
     assert not progress.out.exists() and not list(progress.out.parent.glob(".*partial*"))
-    write_table(progress.path(1), [tables[1]])
+    write_part(progress.path(1), tables[1])
     with pytest.raises(OutputError, match="another process works on it"):
         Progress(progress.job, progress.out)
     progress.close()
@@ -142,13 +142,13 @@ def test_damaged_and_foreign_parts_are_not_used(
 def test_a_disk_that_refuses_is_one_line_and_loses_nothing(
     progress: Progress, tables: list[pyarrow.Table]
 ) -> None:
-    write_table(progress.path(0), [tables[0]])
+    write_part(progress.path(0), tables[0])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(OutputError, match="cannot be written .*finished parts are kept"):
-            write_table(progress.path(1), [tables[1]])
+            write_part(progress.path(1), tables[1])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -172,14 +172,14 @@ def test_a_film_that_ends_its_process_twice_gets_a_row(
 ) -> None:
     """The middle part's second film ends whoever reads it, as a fault in a native decoder does."""
     for part in (0, 2):
-        write_table(progress.path(part), [tables[part]])
+        write_part(progress.path(part), tables[part])
     site = progress.folder.parent / "site"
     site.mkdir()
     (site / "usercustomize.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", str(site))  # read by the children
     begun: list[int] = []
     processes.run(progress, processes.devices(1, 1, 0), lambda: begun.append(1))
-    rows = table.to_pylist() if (table := read_table(progress.path(1))) else []
+    rows = table.to_pylist() if (table := read_part(progress.path(1))) else []
     assert [row["film"] for row in rows] == [films[2], films[3]]
     assert "ended twice (SIGSEGV)" in rows[1]["error"] and progress.deaths() == {3: "SIGSEGV"}
     assert progress.finish() == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -79,8 +80,6 @@ def films() -> Iterator[bytes]:
             element.VR = "LO"
         dataset[keyword] = element
         yield written(dataset)
-    dataset = marked()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.{MARK}", validation_mode=0)
     content = written(marked())
     yield content.replace(b"1.2.840.10008.1.2.1", f"1.2.840.{MARK}.1.2.1".encode()[:19].ljust(19, b"9"))
     for cut in (300, 900, len(content) // 2, len(content) - 100):
@@ -172,7 +171,7 @@ def test_a_fault_is_said_without_its_text(monkeypatch: Any, capfd: pytest.Captur
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"{MARK} is in the header")
 
-    monkeypatch.setattr("radvlm_edge.cli.infer.open_reader", fail)
+    monkeypatch.setattr(importlib.import_module("radvlm_edge.cli.infer"), "open_reader", fail)
     monkeypatch.setattr("radvlm_edge.cli.keep_to_ourselves", lambda: None)
     monkeypatch.setattr(sys, "argv", ["radvlm-edge", "infer", str(FILM), "--ask", "a?"])
     monkeypatch.delenv(FULL, raising=False)

@@ -116,7 +116,8 @@ class AuditLog:
         now = time.time()
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         record = {"n": self._head.lines + 1, "at": at, **fields, "prev": self._head.sha256}
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        line = text.encode("utf-8", "backslashreplace") + b"\n"  # which JSON reads as the same character
         if len(line) > LONGEST_LINE:
             raise AuditError(f"{self.path}: a line of {len(line)} bytes is too long; ask a shorter question")
         _write_all(file, line)

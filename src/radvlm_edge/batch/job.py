@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow
 
-from radvlm_edge.batch.rows import read_table, write_table
+from radvlm_edge.batch.rows import digest_path, read_part, write_table
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import OutputError
 from radvlm_edge.runtime.reader import Options
@@ -107,7 +107,7 @@ class Progress:
                     f"{self.folder}: begun with other {', '.join(different)}; finish it with those, or pass "
                     "--replace to begin anew"
                 )
-            for path in self.folder.glob("*.parquet"):
+            for path in self.folder.glob("part-*"):
                 path.unlink()
             (self.folder / DEATHS).unlink(missing_ok=True)
         for path in self.folder.glob(".*.partial-*"):
@@ -123,7 +123,7 @@ class Progress:
 
     def missing(self) -> list[int]:
         """Parts to do; what is there and whole is kept."""
-        return [part for part in range(self.job.parts) if read_table(self.path(part)) is None]
+        return [part for part in range(self.job.parts) if read_part(self.path(part)) is None]
 
     def deaths(self) -> dict[int, str]:
         """Films that ended the process that read them, twice, by index."""
@@ -147,9 +147,9 @@ class Progress:
         def tables() -> Iterator[pyarrow.Table]:
             nonlocal errors
             for part in range(self.job.parts):
-                table = read_table(self.path(part))
+                table = read_part(self.path(part))
                 if table is None:
-                    self.path(part).unlink(missing_ok=True)
+                    digest_path(self.path(part)).unlink(missing_ok=True)
                     raise OutputError(
                         f"{self.path(part)}: damaged; run the same command again to make it anew"
                     )

@@ -11,7 +11,7 @@ import pyarrow
 
 from radvlm_edge import errors
 from radvlm_edge.batch.job import Job, Progress
-from radvlm_edge.batch.rows import write_table
+from radvlm_edge.batch.rows import write_part
 from radvlm_edge.errors import BackendError, RadvlmError
 
 LOCAL = "local"
@@ -100,7 +100,7 @@ def _take(progress: Progress, row: dict[str, Any]) -> None:
         name, _, text = row["failed"].partition("\0")
         raise getattr(errors, name, RadvlmError)(text)
     with pyarrow.ipc.open_stream(row["table"]) as stream:
-        write_table(progress.path(int(row["part"])), [stream.read_all()])
+        write_part(progress.path(int(row["part"])), stream.read_all())
 
 
 def _packed(table: pyarrow.Table) -> bytes:

@@ -137,7 +137,7 @@ def _start(progress: Progress, device: Device) -> _Child:
 def _child(connection: Connection, job: Job, folder: str) -> None:
     """What a process of the batch does: parts as told, each written before it is said to be done."""
     from radvlm_edge.batch.answering import Answering
-    from radvlm_edge.batch.rows import table_of, write_table
+    from radvlm_edge.batch.rows import table_of, write_part
     from radvlm_edge.runtime.reader import Reader
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and lets go
@@ -149,7 +149,7 @@ def _child(connection: Connection, job: Job, folder: str) -> None:
             while True:
                 part, deaths = connection.recv()
                 rows = answering.part(part, deaths, lambda index: connection.send(("film", index)))
-                write_table(part_path(Path(folder), part), [table_of(rows)])
+                write_part(part_path(Path(folder), part), table_of(rows))
                 connection.send(("done", part))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

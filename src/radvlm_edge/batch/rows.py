@@ -12,6 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from radvlm_edge.errors import OutputError
+from radvlm_edge.integrity import digest
 
 TEXT, INTEGER, REAL = pyarrow.string(), pyarrow.int32(), pyarrow.float64()
 BOX = pyarrow.struct(
@@ -63,7 +64,7 @@ def write_table(path: Path, tables: Iterable[pyarrow.Table], about: dict[str, st
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     schema = SCHEMA.with_metadata(about) if about else SCHEMA
     try:
-        with parquet.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+        with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
         sync(partial)
@@ -80,13 +81,34 @@ def write_table(path: Path, tables: Iterable[pyarrow.Table], about: dict[str, st
             partial.unlink(missing_ok=True)
 
 
-def read_table(path: Path) -> pyarrow.Table | None:
-    """A part written before; `None` where there is none or it is damaged."""
+def write_part(path: Path, table: pyarrow.Table) -> None:
+    """Write a part and, once it is whole, its digest beside it. Raises OutputError."""
+    write_table(path, [table])
+    partial = path.with_name(f".{path.name}.digest.partial-{os.getpid()}")
     try:
-        table = parquet.read_table(path, page_checksum_verification=True)
-    except (OSError, pyarrow.ArrowException):
+        partial.write_text(digest(path), encoding="ascii")
+        sync(partial)
+        partial.replace(digest_path(path))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); make room and run again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def read_part(path: Path) -> pyarrow.Table | None:
+    """A part written before; `None` where there is none, or it is not to the bit what was written."""
+    try:
+        if digest(path) != digest_path(path).read_text(encoding="ascii"):
+            return None
+        table = parquet.read_table(path)
+    except (OSError, ValueError, pyarrow.ArrowException):
         return None
     return table if table.schema.equals(SCHEMA) else None
+
+
+def digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def sync(path: Path) -> None:

@@ -94,5 +94,5 @@ class EventStream(Response):
 
 def reply(record: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON."""
-    content = json.dumps(record, ensure_ascii=False).encode()
+    content = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")  # halves of surrogate pairs
     return Response(content, status, headers, "application/json")
