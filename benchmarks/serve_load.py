@@ -223,6 +223,7 @@ def service(*options: str) -> Iterator[tuple[int, int, subprocess.Popen[str]]]:
             yield int(line.rpartition(":")[2]), process.pid, process
         finally:
             process.send_signal(signal.SIGTERM)
+            process.communicate()
 
 
 def main() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 
 from radvlm_edge.audit import AuditLog, beside, concealed, load_salt
 from radvlm_edge.audit_check import records, verify
+from radvlm_edge.cli import FULL, main
 from radvlm_edge.errors import AuditError
 
-CLI = Path(sys.executable).with_name("radvlm-edge")
 FILM = Path(__file__).parents[1] / "examples" / "chest.dcm"
 LINES = 12
 
@@ -36,10 +38,25 @@ def write(folder: Path, lines: int = LINES) -> Path:
     return path
 
 
-def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([CLI, *map(str, arguments)], capture_output=True, text=True, check=False, **more)
-    assert "Traceback" not in done.stderr
-    return done
+@dataclass
+class Done:
+    """What a command gave back."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object) -> Done:
+    """The command line in this process: a new interpreter for each would take longer than all it does."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["radvlm-edge", *map(str, arguments)])
+        patch.setenv(FULL, "1")  # faults are raised here
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    return Done(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
 def test_each_line_holds_its_number_and_the_digest_of_the_one_before(tmp_path: Path) -> None:
@@ -215,7 +232,11 @@ def test_infer_gives_no_answer_it_cannot_note(tmp_path: Path) -> None:
     assert [json.loads(line)["n"] for line in found.stdout.splitlines()] == [2, 3]
     found = run("audit", "find", path, "--answer", done.stdout.splitlines()[0])
     assert json.loads(found.stdout.splitlines()[0])["n"] == 2
-    # A log that cannot grow: no answer on stdout, one line on stderr.
+    # A log that cannot be written: no answer on stdout, one line on stderr.
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    done = run("infer", FILM, "--threads", "1", "--audit", tmp_path / "full.log", "--ask", "a?")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "the audit log cannot be written (No space left on device)" in done.stderr
 
 
 def test_the_command_names_the_line(tmp_path: Path) -> None:
