@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydicom import Dataset, uid
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 PLUGIN = "radvlm"
 PLUGINS = {

@@ -175,7 +175,7 @@ def test_a_film_that_ends_its_process_twice_gets_a_row(
         write_part(progress.path(part), tables[part])
     site = progress.folder.parent / "site"
     site.mkdir()
-    (site / "usercustomize.py").write_text(KILLER)
+    (site / "sitecustomize.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", str(site))  # read by the children
     begun: list[int] = []
     processes.run(progress, processes.devices(1, 1, 0), lambda: begun.append(1))

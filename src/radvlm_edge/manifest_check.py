@@ -26,6 +26,8 @@ LARGEST = {
 TEXTS = ("name", "licence", "render")
 TABLES = ("source", "preprocessing", "tools", "notes", "limits", "defaults")
 
+OPTIONAL = ("calibration",)
+
 
 def problem(manifest: Manifest) -> str | None:
     """The first thing in a manifest that cannot be, in a few words; `None` where all can."""
@@ -42,8 +44,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for name in TABLES:
         if not isinstance(getattr(manifest, name), Mapping):
             yield f"{name} is no object"
-    if manifest.calibration is not None and not isinstance(manifest.calibration, Mapping):
-        yield "calibration is no object"
+    for name in OPTIONAL:
+        if not isinstance(getattr(manifest, name), (Mapping, type(None))):
+            yield f"{name} is no object"
     if not all(map(_number, manifest.limits.values())):
         yield "limits holds what is no number"
     yield from _geometry(manifest.geometry)
@@ -117,7 +120,7 @@ def _verdicts(value: object) -> bool:
 
 
 def _temperature(one: Mapping[str, Any]) -> bool:
-    value = one.get("temperature")
+    value: Any = one.get("temperature")
     return (
         _number(value)
         and 0 < float(value) < 1e6

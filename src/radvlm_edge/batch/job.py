@@ -99,6 +99,14 @@ class Progress:
                 f"{self.folder}: cannot be written: {error.strerror}; choose another -o"
             ) from error
         self._take_lock()
+        try:
+            self._begin(wanted, replacing=replacing)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, wanted: dict[str, Any], *, replacing: bool) -> None:
+        """Go on with the folder's job if it is this one. Raises OutputError where it is another."""
         begun = self._begun()
         if begun is not None and begun != wanted:
             different = sorted(name for name in wanted if begun.get(name) != wanted[name])
