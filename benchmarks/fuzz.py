@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from radvlm_edge.benchmarks.fuzz_inputs import make
+from radvlm_edge.benchmarks.fuzz_probe import PROBE
 
 SHARES = {"dicom": 45, "picture": 20, "chat": 15, "bundle": 10, "http": 5, "gguf": 5}
 """Of 100 inputs."""
@@ -107,7 +107,7 @@ class Runner:
                 raise RuntimeError(
                     f"the process for {self.kind} ended (code {code}) before its first input"
                 ) from None
-            how = signal.Signals(-code).name if -code in iter(signal.Signals) else f"exit code {code}"
+            how = next((one.name for one in signal.Signals if one.value == -code), f"exit code {code}")
             found.finding("crash", number, how)
             return self._after(number, first, found)
         found.inputs += count
@@ -145,12 +145,19 @@ class Runner:
 
 def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: Limits) -> None:
     """The process: chunks of inputs as told, until nobody tells any more."""
-    from radvlm_edge.benchmarks.fuzz_targets import TARGETS
+    if kind == PROBE:
+        from radvlm_edge.benchmarks.fuzz_probe import make, probe_target
 
+        opened = probe_target()
+    else:
+        from radvlm_edge.benchmarks.fuzz_inputs import make
+        from radvlm_edge.benchmarks.fuzz_targets import TARGETS
+
+        opened = TARGETS[kind]()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders and llama.cpp write what they think of an input
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
-    with TARGETS[kind]() as target:
+    with opened as target:
         while True:
             try:
                 first, count = connection.recv()

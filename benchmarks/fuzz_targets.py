@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
-import signal
 import socket
 import tempfile
 import threading
@@ -24,7 +22,6 @@ import numpy as np
 from radvlm_edge.benchmarks.fuzz_inputs import (
     GGUF,
     GGUF_HEAD_BYTES,
-    PROBE,
     STUDY,
     manifests,
     pictures,
@@ -275,24 +272,6 @@ def _typed(error: RadvlmError) -> str:
     return type(error).__name__
 
 
-@contextlib.contextmanager
-def probe_target() -> Iterator[Target]:
-    """One of each finding, by number, to test that they are found: crash 3, untyped 5, hang 7, memory 9."""
-
-    def run(content: bytes) -> str:
-        number = int(content)
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if number == 5:
-            raise ValueError("not foreseen")
-        while number == 7:
-            pass
-        held = bytearray(1 << 28) if number == 9 else b""
-        return "accepted" if len(held) < 1 << 29 else "never"
-
-    yield run
-
-
 TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "dicom": film_target,
     "picture": film_target,
@@ -300,5 +279,4 @@ TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "gguf": gguf_target,
     "chat": chat_target,
     "http": http_target,
-    PROBE: probe_target,
 }

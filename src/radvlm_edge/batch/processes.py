@@ -107,7 +107,7 @@ def _hear(child: _Child, said: tuple[str, Any], begun: Callable[[], None]) -> No
 def _bury(progress: Progress, child: _Child, deaths: Counter[int]) -> None:
     child.process.join()
     code = child.process.exitcode or 0
-    how = signal.Signals(-code).name if -code in iter(signal.Signals) else f"exit code {code}"
+    how = next((one.name for one in signal.Signals if one.value == -code), f"exit code {code}")
     if child.film is None:
         raise BackendError(f"a process of the batch ended while it loaded the bundle ({how})")
     deaths[child.film] += 1

@@ -33,7 +33,7 @@ def noted(
     """
     if audit is None:
         return (yield from answering)
-    told = {
+    told: dict[str, Any] = {
         "via": "serve",
         "who": dict(who or {}),
         "turns": len(asked.turns),
