@@ -25,6 +25,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -145,6 +147,7 @@ class Runner:
 
 def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: Limits) -> None:
     """The process: chunks of inputs as told, until nobody tells any more."""
+    opened: AbstractContextManager[Callable[[bytes], str]]
     if kind == PROBE:
         from radvlm_edge.benchmarks.fuzz_probe import make, probe_target
 
