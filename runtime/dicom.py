@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import struct
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
 from pydicom._uid_dict import UID_dictionary
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import JPEGExtended12Bit
 
@@ -38,8 +39,8 @@ PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Damaged files make pydicom and its decoders raise nearly anything; all of it means the same here.
 DAMAGE = (
     AttributeError, EOFError, IndexError, KeyError, LookupError, MemoryError, NotImplementedError, OSError,
-    OverflowError, RuntimeError, TypeError, ValueError, ZeroDivisionError, InvalidDicomError, struct.error,
-    zlib.error,
+    OverflowError, RuntimeError, TypeError, ValueError, ZeroDivisionError, InvalidDicomError,
+    BytesLengthException, struct.error, zlib.error,
 )  # fmt: skip
 NAMED = {
     "AR", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "DG", "DX", "ECG", "ES", "GM", "HD", "IO", "IVOCT",
@@ -84,19 +85,22 @@ def decode_pixels(dataset: Dataset) -> npt.NDArray[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep pydicom's warnings and the decoders' own C chatter off the user's terminal.
+    """Keep pydicom's warnings, which quote headers, and the decoders' own C chatter off terminals and logs.
 
     The C libraries write straight to file descriptor 2, so that is turned away while they run; what
     went wrong comes back as an exception.
     """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    logger = logging.getLogger("pydicom")
+    was_disabled, logger.disabled = logger.disabled, True
     try:
         os.dup2(nowhere, 2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logger.disabled = was_disabled
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)

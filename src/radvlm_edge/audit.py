@@ -150,8 +150,10 @@ class AuditLog:
 
     def _read_on(self, file: int) -> bytes:
         """Follow the chain over lines not seen yet; returns what stands behind the last newline."""
-        rest = b""
-        while block := os.pread(file, 1 << 20, self._at_byte + len(rest)):
+        rest, end = b"", os.fstat(file).st_size  # a device has no end
+        while block := os.pread(
+            file, min(1 << 20, end - self._at_byte - len(rest)), self._at_byte + len(rest)
+        ):
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
                 self._head = Head(self._head.lines + 1, hashlib.sha256(line).hexdigest())
