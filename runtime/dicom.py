@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
+import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,12 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom._uid_dict import UID_dictionary
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import JPEGExtended12Bit
 
 from radvlm_edge.errors import FilmError
 from radvlm_edge.runtime import render as rendering
-from radvlm_edge.runtime.film import Film, _check_size, _one_line
+from radvlm_edge.runtime.dicom_jpeg import StreamError, choose_decoder
+from radvlm_edge.runtime.film import Film, _check_size
 
 FILMS = ("CR", "DX")
 PICTURES = ("OT", "SC", "XC", "RG", "RF", "")
@@ -34,7 +40,22 @@ PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DAMAGE = (
     AttributeError, EOFError, IndexError, KeyError, LookupError, MemoryError, NotImplementedError, OSError,
     OverflowError, RuntimeError, TypeError, ValueError, ZeroDivisionError, InvalidDicomError,
+    BytesLengthException, struct.error, zlib.error,
 )  # fmt: skip
+NAMED = {
+    "AR", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "DG", "DX", "ECG", "ES", "GM", "HD", "IO", "IVOCT",
+    "IVUS", "KO", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTENF", "OPV", "OT", "PLAN", "PR",
+    "PT", "PX", "REG", "RF", "RG", "RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "RWV", "SC",
+    "SEG", "SM", "SMR", "SR", "STAIN", "TG", "US", "VA", "XA", "XC", "ABDOMEN", "ANKLE", "ARM", "BREAST",
+    "CSPINE", "ELBOW", "FOOT", "HAND", "HEAD", "HIP", "KNEE", "LEG", "LSPINE", "NECK", "PELVIS",
+    "SHOULDER", "SKULL", "SPINE", "TSPINE", "WRIST", "EXTREMITY",
+}  # fmt: skip
+"""Modalities (PS3.3 C.7.3.1.1.1) and common body parts (PS3.16 annex L) that messages may repeat: anything
+else in those elements may be about the patient, and messages end in logs."""
+
+
+class _DamageError(ValueError):
+    """Damage described in words that quote nothing of the header but numbers."""
 
 
 def read_dicom(
@@ -52,32 +73,34 @@ def read_dicom(
         try:
             return _film(dataset, stored, name, render, frame, notes)
         except DAMAGE as error:
-            raise FilmError(
-                f"{name}: its description of the pixels is damaged ({_one_line(error)})"
-            ) from error
+            raise FilmError(f"{name}: its description of the pixels is damaged ({_said(error)})") from error
 
 
 def decode_pixels(dataset: Dataset) -> npt.NDArray[Any]:
     """Stored values as the decoders give them: `[H, W]`, `[H, W, 3]`, or with frames in front."""
+    choose_decoder(dataset)
     array: npt.NDArray[Any] = dataset.pixel_array
     return array
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep pydicom's warnings and the decoders' own C chatter off the user's terminal.
+    """Keep pydicom's warnings, which quote headers, and the decoders' own C chatter off terminals and logs.
 
     The C libraries write straight to file descriptor 2, so that is turned away while they run; what
     went wrong comes back as an exception.
     """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    logger = logging.getLogger("pydicom")
+    was_disabled, logger.disabled = logger.disabled, True
     try:
         os.dup2(nowhere, 2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logger.disabled = was_disabled
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
@@ -89,15 +112,17 @@ def _parse(content: bytes, name: str) -> Dataset:
         dataset = pydicom.dcmread(io.BytesIO(content), force=not marked)
         held = [keyword for keyword in PIXEL_DATA if keyword in dataset]
         known = marked or "SOPClassUID" in dataset or "Rows" in dataset
+        told = "TransferSyntaxUID" in getattr(dataset, "file_meta", Dataset())
+        _ = dataset.file_meta.TransferSyntaxUID if told else None  # read now: it may be damaged
     except DAMAGE as error:
         if marked:
-            raise FilmError(f"{name}: damaged DICOM file ({_one_line(error)}); copy it again") from error
-        held, known = [], False
+            raise FilmError(f"{name}: damaged DICOM file ({_said(error)}); copy it again") from error
+        held, known, told = [], False, False
     if not known:
         raise FilmError(f"{name}: neither DICOM nor a picture; DICOM, PNG, JPEG and TIFF are accepted")
     if not held:
         raise FilmError(f"{name}: a DICOM file without pixels (or cut off before them)")
-    if "TransferSyntaxUID" not in getattr(dataset, "file_meta", Dataset()):
+    if not told:
         raise FilmError(f"{name}: a DICOM file without transfer syntax; its pixels cannot be told apart")
     return dataset
 
@@ -116,13 +141,14 @@ def _check_kind(dataset: Dataset, name: str, any_modality: bool) -> list[str]:
     if modality not in FILMS:
         if modality not in PICTURES and not any_modality:
             raise FilmError(
-                f"{name}: modality {modality} is no chest radiograph (CR, DX); "
+                f"{name}: modality {_named(modality)} is no chest radiograph (CR, DX); "
                 "pass --any-modality to read it anyway"
             )
-        notes.append(f"modality {modality or 'not stated'}: the model knows chest radiographs (CR, DX) only")
+        stated = _named(modality) if modality else "not stated"
+        notes.append(f"modality {stated}: the model knows chest radiographs (CR, DX) only")
     body = _text(dataset, "BodyPartExamined").upper()
     if body and not any(part in body for part in CHEST):
-        notes.append(f"body part {body}: the model knows chest films only")
+        notes.append(f"body part {_named(body)}: the model knows chest films only")
     view = _text(dataset, "ViewPosition").upper()
     if view in LATERAL:
         notes.append(f"view {view}: the model knows frontal films only")
@@ -133,9 +159,12 @@ def _number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
     value = dataset.get(keyword)
     if value is None or value == "":
         if default is None:
-            raise ValueError(f"{keyword} is missing")
+            raise _DamageError(f"{keyword} is missing")
         return default
-    return int(value)
+    try:
+        return int(value)
+    except DAMAGE:
+        raise _DamageError(f"{keyword} is no number") from None
 
 
 def _check_claims(dataset: Dataset, name: str, max_pixels: int) -> None:
@@ -144,7 +173,7 @@ def _check_claims(dataset: Dataset, name: str, max_pixels: int) -> None:
         rows, columns = _number(dataset, "Rows"), _number(dataset, "Columns")
         frames, samples = _number(dataset, "NumberOfFrames", 1), _number(dataset, "SamplesPerPixel", 1)
     except DAMAGE as error:
-        raise FilmError(f"{name}: size not readable ({_one_line(error)})") from error
+        raise FilmError(f"{name}: size not readable ({_said(error)})") from error
     _check_size(name, rows, columns, max_pixels)
     if frames < 1 or frames * samples * rows * columns > max_pixels:
         raise FilmError(
@@ -154,7 +183,20 @@ def _check_claims(dataset: Dataset, name: str, max_pixels: int) -> None:
 
 def _why(dataset: Dataset, error: BaseException) -> str:
     syntax = dataset.file_meta.TransferSyntaxUID
-    return f"{syntax.name if syntax.is_transfer_syntax else syntax}: {_one_line(error)}"
+    known = syntax in UID_dictionary
+    if syntax == JPEGExtended12Bit:
+        return f"{syntax.name}: lossy JPEG of more than 8 bits, or damaged; store it in another syntax"
+    return f"{syntax.name if known else 'a transfer syntax that is not known'}: {_said(error)}"
+
+
+def _said(error: BaseException) -> str:
+    """Our own words for damage, else its kind alone: the libraries' words may quote the patient's data."""
+    return str(error) if isinstance(error, (_DamageError, StreamError)) else type(error).__name__
+
+
+def _named(value: str) -> str:
+    """A defined term as it is; what is none is not repeated."""
+    return value if value in NAMED else "not a defined term"
 
 
 def _film(
@@ -233,7 +275,7 @@ def _table(item: Dataset, signed: bool) -> tuple[int, npt.NDArray[Any], int]:
         data = np.frombuffer(data, np.uint8 if len(data) == count else np.uint16)
     table = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
     if len(table) < count:
-        raise ValueError(f"a LUT of {count} entries holds {len(table)}")
+        raise _DamageError(f"a LUT of {count} entries holds {len(table)}")
     return first, table[:count], bits
 
 
@@ -247,7 +289,7 @@ def _modality(dataset: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.floa
     stated = [dataset.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
     slope, intercept = (float(d if v in (None, "") else v) for v, d in zip(stated, (1, 0), strict=True))
     if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
-        raise ValueError(f"rescale slope {slope:g}, intercept {intercept:g}")
+        raise _DamageError("rescale slope or intercept is zero or not finite")
     return stored.astype(np.float64) * slope + intercept
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,11 @@ from radvlm_edge.runtime.render import RENDERS
 MAX_PIXELS = 200_000_000
 """Largest film read; a detector of 43 cm at 0.1 mm has 18 million."""
 PICTURES = ("PNG", "JPEG", "TIFF")
+DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises over damaged files."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,9 @@ def _picture(content: bytes, name: str, render: str, max_pixels: int) -> Film:
         raise FilmError(
             f"{name}: not a picture Pillow can read; DICOM, PNG, JPEG and TIFF are accepted"
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+    except DAMAGE as error:  # its kind alone: Pillow's words may quote the file's own texts
         raise FilmError(
-            f"{name}: damaged or truncated picture ({_one_line(error)}); copy it again"
+            f"{name}: damaged or truncated picture ({type(error).__name__}); copy it again"
         ) from error
     values = _grey(picture, notes)
     valid = np.ones(values.shape, np.bool_)
@@ -158,8 +165,3 @@ def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
         raise FilmError(
             f"{name}: {width}x{height} pixels are more than the {max_pixels} that are read; scale it down"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

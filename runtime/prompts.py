@@ -84,6 +84,10 @@ def check_question(question: str, prompting: Prompting) -> str:
     question = question.strip()
     if not question:
         raise QuestionError("the question is empty; ask something, e.g. --ask 'any effusion?'")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise QuestionError("the question holds bytes that are no UTF-8 text; type it anew") from None
     for token in prompting.special_tokens:
         if token in question:
             raise QuestionError(f"the question contains the model's control token {token!r}; leave it out")
@@ -109,7 +113,11 @@ def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
         template = environment.from_string(prompting.chat_template)
         text = template.render(messages=messages, add_generation_prompt=True)
     except TemplateError as error:
-        raise BundleError(f"the bundle's chat template does not render: {error}") from error
+        raise BundleError(
+            f"the bundle's chat template does not render: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:  # a template is a program: it may raise anything
+        raise BundleError(f"the bundle's chat template does not render: {type(error).__name__}") from error
     head, *rest = text.split(prompting.image_token)
     if len(rest) != 1:
         raise BundleError(

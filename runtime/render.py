@@ -34,7 +34,7 @@ def window(values: Floats, center: float, width: float, function: str = "LINEAR"
             return out
         scaled = (values - center) / width + 0.5
     else:
-        raise ValueError(f"VOI LUT function {function!r} is none of LINEAR, LINEAR_EXACT, SIGMOID")
+        raise ValueError("the VOI LUT function is none of LINEAR, LINEAR_EXACT, SIGMOID")
     return np.clip(scaled, 0.0, 1.0) * 255.0
 
 

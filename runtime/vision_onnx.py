@@ -51,6 +51,8 @@ def open_session(
     """
     import onnxruntime  # here, so that importing the runtime stays fast
 
+    onnxruntime.disable_telemetry_events()  # where somebody had loaded it before this package
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     # Spinning workers starve llama.cpp's threads in the same process.

@@ -20,6 +20,7 @@ NUMPY_WORLD = [
     *ROOT.glob("src/radvlm_edge/*.py"),
     *ROOT.glob("src/radvlm_edge/cli/*.py"),
     *ROOT.glob("src/radvlm_edge/serve/*.py"),
+    *ROOT.glob("src/radvlm_edge/batch/*.py"),
     *ROOT.glob("runtime/*.py"),
     *ROOT.glob("benchmarks/*.py"),
 ]
@@ -49,12 +50,12 @@ def test_runtime_imports_nothing_of_the_torch_world(path: Path) -> None:
 def test_the_service_stands_on_the_runtime_alone(path: Path) -> None:
     names = imported(path)
     assert not {name.split(".")[0] for name in names} & TORCH_WORLD
-    allowed = ("serve", "runtime", "bundle", "errors", "__version__")
+    allowed = ("serve", "runtime", "bundle", "errors", "audit", "faults", "__version__")
     ours = {name for name in names if name.startswith("radvlm_edge.")}
     assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "src/radvlm_edge/serve"])
+@pytest.mark.parametrize("room", [*ROOMS, "src/radvlm_edge/serve", "src/radvlm_edge/batch"])
 def test_nothing_imports_the_command_line(room: str) -> None:
     for path in (ROOT / room).glob("*.py"):
         assert not any(name.startswith("radvlm_edge.cli") for name in imported(path)), path
@@ -116,6 +117,7 @@ def test_wheel_holds_every_room_and_the_demonstration_bundle(base_bin: Path) -> 
     wanted |= {f"radvlm_edge/{room}/{p.name}" for room in ROOMS for p in (ROOT / room).glob("*.py")}
     wanted |= {f"radvlm_edge/benchmarks/{p.name}" for p in (ROOT / "benchmarks").glob("*.json")}
     wanted |= {f"radvlm_edge/calibration/sets/{p.name}" for p in (ROOT / "calibration" / "sets").glob("*")}
+    wanted |= {f"radvlm_edge/batch/{p.name}" for p in (ROOT / "src" / "radvlm_edge" / "batch").glob("*.py")}
     serve = ROOT / "src" / "radvlm_edge" / "serve"
     wanted |= {f"radvlm_edge/serve/{p.name}" for p in serve.glob("*.py")}
     wanted |= {f"radvlm_edge/serve/page/{p.name}" for p in (serve / "page").iterdir()}

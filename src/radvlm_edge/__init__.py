@@ -7,6 +7,7 @@ answer = study.ask("any effusion?")
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from radvlm_edge.errors import RadvlmError
 if TYPE_CHECKING:
     from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.reader import Options, Reader, Study
+
+# ONNX Runtime's Linux builds from 1.29 on report models and hardware to their makers unless told not to
+# before they are loaded. Every module of this package is loaded after this line.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
 

@@ -28,6 +28,7 @@ from radvlm_edge.errors import BundleError, OutputError
 from radvlm_edge.geometry import Geometry
 from radvlm_edge.integrity import SIGNATURE, SUMS, Memory, Progress, digests, problems, read_sums, sums_text
 from radvlm_edge.integrity import digest as digest
+from radvlm_edge.manifest_check import problem
 
 SCHEMA = 1
 """Version of bundle.json; a reader refuses newer ones."""
@@ -300,13 +301,17 @@ def _parse(raw: bytes, folder: Path) -> Manifest:
         prompting = dict(data.pop("prompting"))
         for key in ("stop_ids", "special_tokens"):
             prompting[key] = tuple(prompting[key])
-        return Manifest(
+        manifest = Manifest(
             geometry=Geometry(**geometry),
             prompting=Prompting(**prompting),
             artefacts=tuple(Artefact(**a) for a in data.pop("artefacts")),
             **data,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = problem(manifest)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(
             f"{folder / MANIFEST}: not a bundle manifest ({error!r}); copy the bundle again"
         ) from error

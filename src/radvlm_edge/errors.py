@@ -51,6 +51,10 @@ class StudyCacheError(RadvlmError):
     """A study cache whose folder or key cannot be used."""
 
 
+class AuditError(RadvlmError):
+    """An audit log that cannot be written, or is not what was written."""
+
+
 class ServiceError(RadvlmError):
     """A service that cannot be started as asked: address, token, certificate."""
 

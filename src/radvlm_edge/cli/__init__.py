@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from radvlm_edge.cli.audit import audit
+from radvlm_edge.cli.batch import batch
 from radvlm_edge.cli.bench import bench
 from radvlm_edge.cli.build import build
 from radvlm_edge.cli.calibrate import calibrate
@@ -22,6 +24,7 @@ from radvlm_edge.cli.studies import studies
 from radvlm_edge.cli.train import train
 from radvlm_edge.cli.verify import verify
 from radvlm_edge.errors import RadvlmError
+from radvlm_edge.faults import keep_to_ourselves, where
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,6 +42,7 @@ def cli() -> None:
 for command in (
     infer,
     chat,
+    batch,
     serve,
     plan,
     calibrate,
@@ -49,14 +53,25 @@ for command in (
     doctor,
     bench,
     studies,
+    audit,
     dataset,
     train,
 ):
     cli.add_command(command)
 
 
+FULL = "RADVLM_EDGE_TRACEBACK"
+"""Set by developers: faults are shown whole, and the system may write core dumps."""
+
+
 def main() -> None:
-    """Run the command line; every error of ours becomes one line and exit code 1."""
+    """Run the command line; every error of ours becomes one line and exit code 1.
+
+    A fault of the program becomes one line, too, without its text and without a core dump: both may hold
+    what is in a film's header.
+    """
+    if not os.environ.get(FULL):
+        keep_to_ourselves()
     try:
         code = cli.main(standalone_mode=False)  # click returns an Exit's code, or the command's value
         sys.exit(code if isinstance(code, int) else 0)
@@ -73,8 +88,13 @@ def main() -> None:
         sys.stderr.close()  # the reader of our output left; nothing more can be said to it
         sys.exit(1)
     except OSError as error:
-        where = error.filename or "the answer"
-        click.echo(f"radvlm-edge: {where} could not be read or written: {error.strerror}", err=True)
+        what = error.filename or "the answer"
+        click.echo(f"radvlm-edge: {what} could not be read or written: {error.strerror}", err=True)
         # What is still buffered would fail again, loudly, when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get(FULL):
+            raise
+        click.echo(f"radvlm-edge: a fault of the program: {where(error)}; {FULL}=1 shows all of it", err=True)
+        sys.exit(70)

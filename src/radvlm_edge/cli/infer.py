@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from radvlm_edge.cli.options import (
+    audit_option,
     film_options,
     notice,
     open_reader,
@@ -20,9 +21,10 @@ from radvlm_edge.cli.options import (
     say_notes,
     study_options,
 )
-from radvlm_edge.errors import QuestionError, RadvlmError
+from radvlm_edge.errors import AuditError, QuestionError, RadvlmError
 
 if TYPE_CHECKING:
+    from radvlm_edge.audit import AuditLog
     from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.choices import Choice
     from radvlm_edge.runtime.reader import Reader, Study
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a film, each on one line.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@audit_option
 def infer(
     films: tuple[str, ...],
     asks: tuple[str, ...],
@@ -63,6 +66,7 @@ def infer(
     bundle: Path | None,
     overlay: Path | None,
     as_json: bool,
+    audit: Path | None,
     **options: Any,
 ) -> None:
     """Ask questions about films (DICOM, PNG, JPEG, TIFF; `-` reads one from stdin).
@@ -82,6 +86,7 @@ def infer(
     if not asks and not tasks:
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
     questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
+    log = _open_log(audit)
     with open_reader(bundle, **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
@@ -89,9 +94,14 @@ def infer(
         for index, film in enumerate(_progress(films)):
             load_ms = reader.load_ms if index == 0 else 0.0
             try:
-                record = _one_film(reader, film, questions, choices, overlay, len(films), as_json, load_ms)
+                record = _one_film(
+                    reader, film, questions, choices, overlay, len(films), as_json, load_ms, log
+                )
+            except AuditError:
+                raise  # not this film's fault: the next answer could not be noted either
             except RadvlmError as error:
                 failed += 1
+                _note_refusal(log, error)
                 click.echo(f"radvlm-edge: {error}", err=True)
                 record = {"film": film, "error": str(error)}
             if as_json:
@@ -99,6 +109,27 @@ def infer(
         click.echo(notice(reader.bundle.manifest), err=True)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def _open_log(path: Path | None) -> AuditLog | None:
+    if path is None:
+        return None
+    from radvlm_edge.audit import AuditLog
+
+    return AuditLog(path)
+
+
+def _note(log: AuditLog, study: Study, said: Answer | Choice) -> None:
+    from radvlm_edge.audit import this_user
+
+    log.answered(study, said.question, said.text, via="infer", who=this_user())
+
+
+def _note_refusal(log: AuditLog | None, error: RadvlmError) -> None:
+    if log is not None:
+        from radvlm_edge.audit import REFUSED, this_user
+
+        log.note(REFUSED, via="infer", who=this_user(), why=type(error).__name__)
 
 
 def _progress(films: tuple[str, ...]) -> Iterator[str]:
@@ -119,15 +150,18 @@ def _one_film(
     films: int,
     as_json: bool,
     load_ms: float,
+    log: AuditLog | None,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
     say_notes(film, study)
     if choices is not None:
-        decided = _decide(film, study, questions, choices, as_json)
+        decided = _decide(film, study, questions, choices, as_json, log)
         return _record(film, study, decided, load_ms, load_ms + (time.perf_counter() - began) * 1e3)
     answers = [study.ask(questions[0])] if len(questions) == 1 else study.ask_many(questions)
     for answer in answers:
+        if log is not None:
+            _note(log, study, answer)  # on the disk before any of it is shown
         if not as_json:
             if films > 1 or len(questions) > 1:
                 click.echo(f"{film}: {answer.question}", err=True)
@@ -148,11 +182,18 @@ def _one_film(
 
 
 def _decide(
-    film: str, study: Study, questions: list[str], choices: list[str], as_json: bool
+    film: str,
+    study: Study,
+    questions: list[str],
+    choices: list[str],
+    as_json: bool,
+    log: AuditLog | None,
 ) -> list[dict[str, Any]]:
     records = []
     for question in questions:
         choice = study.choose(question, choices)
+        if log is not None:
+            _note(log, study, choice)
         if not as_json:
             shares = ", ".join(f"{text} {share:.3f}" for text, share in choice.probabilities.items())
             click.echo(f"{film}: {question}: {shares} ({_sure(choice)})", err=True)

@@ -174,6 +174,17 @@ def study_options(function: F) -> F:
     return function
 
 
+def audit_option(function: F) -> F:
+    """Where answers are noted (audit.py)."""
+    return click.option(
+        "--audit",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="LOG",
+        help="Note every answer in this append-only log before it is given (docs/audit.md); where that is "
+        "impossible, none is.",
+    )(function)
+
+
 def say_notes(film: str, study: Study) -> None:
     """What was odd about a film, or about its place in the study cache, on stderr."""
     for warning in study.film.warnings:

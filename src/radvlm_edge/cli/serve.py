@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from radvlm_edge.cli.options import (
+    audit_option,
     film_options,
     need,
     notice,
@@ -76,6 +77,7 @@ from radvlm_edge.cli.options import (
     show_default=True,
     help="Forget films nobody asked about for this long.",
 )
+@audit_option
 def serve(
     bundle: Path | None,
     host: str,
@@ -88,6 +90,7 @@ def serve(
     upload_limit: int,
     studies: int,
     study_minutes: float,
+    audit: Path | None,
     **options: Any,
 ) -> None:
     """Serve a bundle: an OpenAI-compatible API and a page to look at films with (docs/serving.md).
@@ -115,6 +118,7 @@ def serve(
         upload_bytes=upload_limit,
         studies=studies,
         study_s=study_minutes * 60,
+        audit=audit,
     )
     settings.check()
     if not settings.loopback and settings.tls_cert is None:

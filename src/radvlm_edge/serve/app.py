@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from radvlm_edge.audit import AuditLog
 from radvlm_edge.errors import RadvlmError, RequestError
 from radvlm_edge.runtime.reader import Reader
 from radvlm_edge.runtime.render import RENDERS
@@ -55,7 +56,8 @@ class Service:
             studies=settings.studies, limit_bytes=settings.study_bytes, idle_s=settings.study_s
         )
         self.worker = Worker(reader, waiting=settings.queue, timeout_s=settings.timeout_s)
-        self._desk = work.Desk(self.library, self.metrics)
+        audit = AuditLog(settings.audit) if settings.audit is not None else None
+        self._desk = work.Desk(self.library, self.metrics, audit)
         self._uploads = Uploads(limit_bytes=settings.upload_bytes, limit_s=settings.upload_s)
         self._started_s = int(time.time())
         self._drawing = asyncio.Semaphore(2)
@@ -102,7 +104,8 @@ class Service:
             raise RequestError("the body's Content-Type must be application/json", 415)
         async with self._uploads.body(request, overhead=BASE64) as body:
             asked = await run_in_threadpool(read_chat, body, self.reader.bundle.manifest.name)
-            ticket = self.worker.submit(work.chat(self._desk, asked))
+            who = {"address": request.client.host if request.client else None, "user": asked.user}
+            ticket = self.worker.submit(work.chat(self._desk, asked, who))
             completion = replies.Completion(self.reader, asked)
             if not asked.stream:
                 *_, result = await unless_gone(request, collect(ticket))

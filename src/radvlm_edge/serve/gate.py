@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 
 from radvlm_edge.errors import RequestError
+from radvlm_edge.faults import where
 from radvlm_edge.serve.metrics import Metrics
 from radvlm_edge.serve.replies import complaint
 from radvlm_edge.serve.settings import Settings, is_loopback, same_token
@@ -103,12 +103,6 @@ def _name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-def where(error: BaseException) -> str:
-    """Class and places of an error, without its text or any value."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} at " + " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames[-6:]))
 
 
 async def _refuse(send: Send, error: RequestError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from radvlm_edge.runtime.prompts import Turn
 from radvlm_edge.serve.shapes import Shape, read_shape
 
 MOST_MESSAGES = 101
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Escapes of JSON that may be half a character."""
 STUDY_SCHEME = "study:"
 MEDIA_TYPES = ("application/dicom", "image/png", "image/jpeg", "image/tiff", "application/octet-stream")
 IGNORED = {"user", "metadata", "seed", "service_tier", "store", "safety_identifier", "prompt_cache_key"}
@@ -58,6 +61,8 @@ class Chat:
     shape: Shape | None
     logprobs: bool
     top_logprobs: int
+    user: str | None = None
+    """Who the client says asks (`user`), for the audit log alone."""
 
 
 def read_chat(body: bytes, model: str) -> Chat:
@@ -111,6 +116,7 @@ def read_chat(body: bytes, model: str) -> Chat:
         shape,
         logprobs,
         top or 0,
+        asked["user"][:64] if isinstance(asked.get("user"), str) else None,
     )
 
 
@@ -123,6 +129,13 @@ def _json(body: bytes) -> dict[str, Any]:
         ) from None
     if not isinstance(asked, dict):
         raise RequestError("the body is no JSON object; send a chat completion request")
+    if HALF.search(body) is not None:
+        try:
+            json.dumps(asked, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RequestError(
+                "the body holds half a surrogate pair, which is no text; leave it out"
+            ) from None
     return asked
 
 

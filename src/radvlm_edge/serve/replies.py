@@ -191,4 +191,4 @@ def sse(record: dict[str, Any] | str) -> bytes:
     data = (
         record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     )
-    return f"data: {data}\n\n".encode()
+    return f"data: {data}\n\n".encode("utf-8", "replace")

@@ -46,6 +46,8 @@ class Settings:
     """Bytes of their pixels."""
     study_s: float = 3600.0
     """A film nobody asked about for this long is forgotten."""
+    audit: Path | None = None
+    """Append-only log every answer is noted in before it is given (audit.py); `None`: none is kept."""
     shutdown_s: float = 20.0
     """Requests under way may take this long after the signal to stop."""
 

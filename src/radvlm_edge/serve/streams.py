@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from radvlm_edge.errors import RadvlmError
-from radvlm_edge.serve.gate import Receive, Scope, Send, log, where
+from radvlm_edge.faults import where
+from radvlm_edge.serve.gate import Receive, Scope, Send, log
 from radvlm_edge.serve.replies import Completion, complaint, sse, status_of
 from radvlm_edge.serve.worker import Ticket
 
@@ -93,5 +94,5 @@ class EventStream(Response):
 
 def reply(record: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON."""
-    content = json.dumps(record, ensure_ascii=False).encode()
+    content = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")  # halves of surrogate pairs
     return Response(content, status, headers, "application/json")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from radvlm_edge.audit import AuditLog
 from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.choices import Choice
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.reader import Reader, Study
 from radvlm_edge.serve.library import Library, upload_digest
 from radvlm_edge.serve.metrics import Metrics
+from radvlm_edge.serve.noting import noted
 from radvlm_edge.serve.questions import Chat
 from radvlm_edge.serve.settings import MAX_PIXELS
 from radvlm_edge.serve.shapes import Filled, Property, Shape, fill
@@ -78,6 +80,8 @@ class Desk:
 
     library: Library
     metrics: Metrics
+    audit: AuditLog | None = None
+    """Where answers are noted before they are given."""
 
 
 def look(desk: Desk, content: bytes, *, render: str | None = None, frame: int | None = None) -> Work:
@@ -95,8 +99,8 @@ def look(desk: Desk, content: bytes, *, render: str | None = None, frame: int | 
     return work
 
 
-def chat(desk: Desk, asked: Chat) -> Work:
-    """Answer a request; yields pieces of text, then the `Result`."""
+def chat(desk: Desk, asked: Chat, who: Mapping[str, Any] | None = None) -> Work:
+    """Answer a request; yields pieces of text, then the `Result`. `who` asks, for the audit log."""
     came_s = time.perf_counter()
 
     def work(reader: Reader) -> Steps:
@@ -115,7 +119,7 @@ def chat(desk: Desk, asked: Chat) -> Work:
                 study = yield from _look(desk, reader, content, None, None)
                 desk.library.add(study, digest)  # known by its content alone: nobody is told the id
                 look_ms = (time.perf_counter() - began_s) * 1e3
-        result = yield from _answer(desk, study, asked)
+        result = yield from noted(desk.audit, study, asked, who, _answer(desk, study, asked))
         result.look_ms, result.queue_ms = look_ms, (began_s - came_s) * 1e3
         desk.metrics.answered(result)
         if kept is not None:
