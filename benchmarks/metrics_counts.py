@@ -72,6 +72,8 @@ class Rows:
 
         The same rows give the same intervals. Draws in which a figure is not defined are left out.
         """
+        if not self._rows:
+            return dict.fromkeys(formulas, Figure(None, None, None))
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         known = {group: at for at, group in enumerate(dict.fromkeys(self._groups))}
         table = np.zeros((len(known), len(names)))
@@ -97,8 +99,6 @@ class _Columns(dict[str, Floats]):
 
 def _drawn(table: Floats, draws: int, seed: int) -> Floats:
     groups = len(table)
-    if not groups:
-        return np.zeros((0, table.shape[1]))
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws)
     out: Floats = weights.astype(np.float64) @ table
     return out
