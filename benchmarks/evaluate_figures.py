@@ -98,7 +98,7 @@ def figures_of(cases: Sequence[Case], task: str, mode: str, draws: int, seed: in
     rows = Rows()
     for case in cases:
         rows.add(case.item.group, case.row)
-    formulas = _formulas(task, mode)
+    formulas = formulas_of(task, mode)
     return Figures(
         rows.figures(formulas, draws=draws, seed=seed),
         rows.figures(_beside_formulas(task), draws=draws, seed=seed),
@@ -209,7 +209,8 @@ def _right(item: Item, one: Answered) -> bool:
     return frozenset(parse_labels(one.said[0].text)) == frozenset(parse_labels(item.text))
 
 
-def _formulas(task: str, mode: str) -> dict[str, Formula]:
+def formulas_of(task: str, mode: str) -> dict[str, Formula]:
+    """A task's own figures, as functions of the cases' summed rows."""
     if task == "report":
         bleu = words.paper_bleu if mode == PAPER else words.strict_bleu
         own: dict[str, Formula] = {

@@ -74,6 +74,28 @@ class Rows:
         """
         if not self._rows:
             return dict.fromkeys(formulas, Figure(None, None, None))
+        whole, sampled = self._sums(draws, seed)
+        return {
+            name: _figure(formula(whole), formula(sampled), level) for name, formula in formulas.items()
+        }
+
+    def differences(
+        self, other: Rows, formulas: Mapping[str, Formula], *, draws: int = DRAWS, seed: int = SEED
+    ) -> dict[str, Figure]:
+        """Figures of these rows less those of `other`, resampled together: both must hold the same groups.
+
+        Raises ValueError where they do not.
+        """
+        if dict.fromkeys(self._groups) != dict.fromkeys(other._groups):
+            raise ValueError("only answers to the same films can be compared")
+        (whole, sampled), (whole_b, sampled_b) = self._sums(draws, seed), other._sums(draws, seed)
+        return {
+            name: _figure(one(whole) - one(whole_b), one(sampled) - one(sampled_b), LEVEL)
+            for name, one in formulas.items()
+        }
+
+    def _sums(self, draws: int, seed: int) -> tuple[Sums, Sums]:
+        """Sums over all items `[1]`, and over each resampling of the groups `[draws]`."""
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         known = {group: at for at, group in enumerate(dict.fromkeys(self._groups))}
         table = np.zeros((len(known), len(names)))
@@ -81,9 +103,7 @@ class Rows:
         for group, row in zip(self._groups, self._rows, strict=True):
             for name, value in row.items():
                 table[known[group], where[name]] += value
-        whole = _Columns(names, table.sum(axis=0, keepdims=True))
-        sampled = _Columns(names, _drawn(table, draws, seed))
-        return {name: _figure(formula, whole, sampled, level) for name, formula in formulas.items()}
+        return _Columns(names, table.sum(axis=0, keepdims=True)), _Columns(names, _drawn(table, draws, seed))
 
 
 class _Columns(dict[str, Floats]):
@@ -104,11 +124,10 @@ def _drawn(table: Floats, draws: int, seed: int) -> Floats:
     return out
 
 
-def _figure(formula: Formula, whole: Sums, sampled: Sums, level: float) -> Figure:
-    value = _finite(formula(whole))
+def _figure(whole: Floats, sampled: Floats, level: float) -> Figure:
+    value, spread = _finite(whole), _finite(sampled)
     if not len(value):
         return Figure(None, None, None)
-    spread = _finite(formula(sampled))
     if not len(spread):
         return Figure(float(value[0]), None, None)
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
