@@ -34,7 +34,7 @@ from radvlm_edge.runtime.prompts import Turn
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 DIGESTED_BYTES = 1 << 20
-"""Of each weight file its size and first bytes are digested: gigabytes are not read to tell two models apart."""
+"""Of each file so many first bytes are digested: gigabytes are not read to tell two models apart."""
 
 
 class Runner(Protocol):
@@ -151,12 +151,14 @@ class LlavaRunner:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "llava":
             raise ValueError(
-                f"config.json says model_type {kind!r}, `llava` is needed: convert LLaVA-Med's own layout with "
-                "transformers' convert_llava_weights_to_hf.py first"
+                f"config.json says model_type {kind!r}, `llava` is needed: convert LLaVA-Med's own layout "
+                "with transformers' convert_llava_weights_to_hf.py first"
             )
         self.device, dtype = placed(device)
         self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model = LlavaForConditionalGeneration.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True
+        )
         self.model = model.to(self.device).eval()
 
     def generate(self, film: Image.Image, task: str, turns: Sequence[Turn], about: str, most: int) -> str:
@@ -241,7 +243,9 @@ class CheXagent2Runner:
             ]
             ids = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt")
             with torch.inference_mode():
-                output = self.model.generate(ids.to(self.device), do_sample=False, num_beams=1, max_new_tokens=most)
+                output = self.model.generate(
+                    ids.to(self.device), do_sample=False, num_beams=1, max_new_tokens=most
+                )
         return str(self.tokenizer.decode(output[0][ids.shape[1] :])).replace("</s>", "").strip()
 
 

@@ -1,8 +1,8 @@
 """What other chest film models are asked and how they answer, as published: prompts, box forms, coordinates.
 
-Plain text in, plain text out, so that every form can be checked without weights. What a model is not published
-to do is `unsupported`, with the reason: such a task is marked in a result and never asked. The tasks follow the
-table in RadVLM's README where it names a model. Sources stand at each form.
+Plain text in, plain text out, so that every form can be checked without weights. What a model is not
+published to do is `unsupported`, with the reason: such a task is marked in a result and never asked. The
+tasks follow the table in RadVLM's README where it names a model. Sources stand at each form.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def maira2_words(raw: str) -> str:
 
 
 def medgemma_places(raw: str, size: Size) -> list[Placed]:
-    """`{"box_2d": [y0, x0, y1, x1], "label": …}`, thousandths of the film padded to a square around its middle.
+    """`{"box_2d": [y0, x0, y1, x1], "label": …}`, thousandths of the film in the middle of a square.
 
     Reasoning may come first and hold boxes too: those behind the last "Final Answer" count, if there is one.
     Source: Google Health's MedGemma 1.5 localisation notebook; an answer of the model is quoted in
@@ -247,7 +247,8 @@ BASELINES = {
             {
                 **_CHEXAGENT_TASKS,
                 "region": "Identify the position of the following region in the CXR: {}",
-                "abnormality": "Locate areas in the chest X-ray where {} are present, using bounding box coordinates",
+                "abnormality": "Locate areas in the chest X-ray where {} are present, using bounding box "
+                "coordinates",
                 "phrase": "Please locate the following phrase: {}",
             },
             "chexagent-2",
@@ -275,9 +276,10 @@ BASELINES = {
                 "report": "Describe this X-ray",
                 "conversation": "",
                 "region": (
-                    'Where is the {} in this chest X-ray? "left" and "right" are the patient\'s. Give its bounding '
-                    'box as a JSON list with one object in a ```json block: [{"box_2d": [y0, x0, y1, x1], "label": '
-                    '"{}"}], top left corner first, coordinates normalized to the range 0 to 1000.'
+                    'Where is the {} in this chest X-ray? "left" and "right" are the patient\'s. Give its '
+                    "bounding box as a JSON list with one object in a ```json block: "
+                    '[{"box_2d": [y0, x0, y1, x1], "label": "{}"}], top left corner first, coordinates '
+                    "normalized to the range 0 to 1000."
                 ),
             },
             "gemma",

@@ -130,7 +130,9 @@ def _with_weights(
 
 
 def _calibration(figures: Figures, cases: Sequence[Case]) -> dict[str, Any]:
-    names = sorted({said.calibrated_on for case in cases for said in case.answered.said if said.confidence is not None})
+    names = sorted(
+        {said.calibrated_on for case in cases for said in case.answered.said if said.confidence is not None}
+    )
     bins = sorted({int(name.split()[1]) for name in figures.bins})
     return {
         "calibrated_on": names,

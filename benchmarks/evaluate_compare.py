@@ -1,8 +1,9 @@
 """A bundle and its checkpoint on the same questions: do they differ by more than the bundle's report claims?
 
-The claims are those of fidelity.json for the artefacts in use, or, where nothing was measured, the limits the
-bundle declares. A claim is contradicted where the evidence is beyond it: the lower end of the 95 % interval of
-what was found, over the upper end of what is claimed. Counts are given, since few questions contradict nothing.
+The claims are those of fidelity.json for the artefacts in use, or, where nothing was measured, the limits
+the bundle declares. A claim is contradicted where the evidence is beyond it: the lower end of the 95 %
+interval of what was found, over the upper end of what is claimed. Counts are given: few questions
+contradict nothing.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ def figures_of(cases: Sequence[Case], task: str, mode: str, draws: int, seed: in
     )
 
 
-def _report(text: str, item: Item, mode: str, rare: float) -> tuple[dict[str, float], float, dict[str, float]]:
+def _report(
+    text: str, item: Item, mode: str, rare: float
+) -> tuple[dict[str, float], float, dict[str, float]]:
     close = rouge_l(text, item.text)
     row = {
         **words.bleu_row(text, item.text, spaced=mode == PAPER),
@@ -222,7 +224,9 @@ def formulas_of(task: str, mode: str) -> dict[str, Formula]:
         }
         return own | _label_formulas(LABELS_14)
     if task == "classify":
-        return _label_formulas(LABELS if mode == PAPER else LABELS_14) | {"all labels right": mean_of("label exact")}
+        return _label_formulas(LABELS if mode == PAPER else LABELS_14) | {
+            "all labels right": mean_of("label exact")
+        }
     if task == "conversation":
         return {"score": mean_of("score", "scored")}
     if mode == PAPER:

@@ -1,9 +1,10 @@
-"""Questions with known answers: from what `dataset build` writes, or from a JSON-lines file anybody can write.
+"""Questions with known answers: from what `dataset build` writes, or a JSON-lines file anybody can write.
 
-A line of the latter: `image` (path, relative to the file), `task`, and what is known: `text` (the right answer,
-or report), `labels` (of the 13 findings; `[]`: none), `boxes` (`[left, top, right, bottom]` as fractions, or
-`{"label": …, "box": […]}`; `[]`: none). A conversation has `turns` (`[{"question", "answer"}, …]`). Optional:
-`question` (else the task's own wording), `about` (the region, finding or sentence asked for), `patient`, `id`.
+A line of the latter: `image` (path, relative to the file), `task`, and what is known: `text` (the right
+answer, or report), `labels` (of the 13 findings; `[]`: none), `boxes` (`[left, top, right, bottom]` as
+fractions, or `{"label": …, "box": […]}`; `[]`: none). A conversation has `turns`
+(`[{"question", "answer"}, …]`). Optional: `question` (else the task's own wording), `about` (the region,
+finding or sentence asked for), `patient`, `split`, `id`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ SHARD_TASKS = {task: (task,) for task in TASKS} | {"conversation": ("conversatio
 """Task → what `dataset build` calls it."""
 _WORDING = {"report": "report", "classify": "classify", "detect": "detect", "phrase": "phrase"}
 _WORDING |= {"region": "locate", "abnormality": "locate"}
-_KNOWN_KEYS = {"image", "task", "text", "labels", "boxes", "turns", "question", "about", "patient", "id", "split"}
+_KNOWN_KEYS = {
+    "image",
+    "task",
+    "text",
+    "labels",
+    "boxes",
+    "turns",
+    "question",
+    "about",
+    "patient",
+    "id",
+    "split",
+}
 _UNIT = 10_000
 """Boxes of a text are read as on a film of this many pixels; only the fractions are used."""
 
@@ -58,7 +71,9 @@ class Item:
         return " ".join(self.texts)
 
 
-def read_items(data: Path, task: str, *, root: Path | None = None, split: str | None = None) -> Iterator[Item]:
+def read_items(
+    data: Path, task: str, *, root: Path | None = None, split: str | None = None
+) -> Iterator[Item]:
     """Items of a task in the data's order.
 
     data: folder of shards, or a `.jsonl` file. root: folder that films' paths are relative to (None: the
@@ -87,7 +102,7 @@ def drawn(items: Sequence[Item], take: int | None) -> list[Item]:
 
 
 def digest_of(items: Sequence[Item]) -> str:
-    """SHA-256 over what is asked and known, films by name or content: answers to others are no answers to it."""
+    """SHA-256 over what is asked and known, films by name or content."""
     sha = hashlib.sha256()
     for item in items:
         image = item.image if isinstance(item.image, bytes) else str(item.image).encode()
@@ -114,7 +129,9 @@ def _lines(path: Path, task: str, root: Path | None) -> Iterator[Item]:
             raise RecipeError(f"{where}: an object with `image` and `task` is needed")
         unknown = sorted(given.keys() - _KNOWN_KEYS)
         if unknown:
-            raise RecipeError(f"{where}: {', '.join(unknown)} unknown; keys are {', '.join(sorted(_KNOWN_KEYS))}")
+            raise RecipeError(
+                f"{where}: {', '.join(unknown)} unknown; keys are {', '.join(sorted(_KNOWN_KEYS))}"
+            )
         if given["task"] not in TASKS:
             raise RecipeError(f"{where}: task {given['task']!r} is unknown; choose one of {', '.join(TASKS)}")
         if given["task"] == task:
@@ -145,7 +162,9 @@ def _item_of(given: dict[str, Any], where: str, number: str, root: Path) -> Item
     image = root / str(given["image"])
     key = str(given.get("id") or f"{given['image']}#{task}#{number}")
     group = str(given.get("patient") or given["image"])
-    item = Item(key, task, group, image, questions, texts, labels, boxes, names, about, str(given.get("split", "")))
+    item = Item(
+        key, task, group, image, questions, texts, labels, boxes, names, about, str(given.get("split", ""))
+    )
     return completed(item)
 
 
@@ -207,7 +226,7 @@ def _given_boxes(given: Any, where: str) -> tuple[tuple[Box, ...] | None, tuple[
             raise RecipeError(f"{where}: boxes must be lists of four numbers") from None
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise RecipeError(
-                f"{where}: box {[left, top, right, bottom]} is not left, top, right, bottom as fractions 0 to 1"
+                f"{where}: box {[left, top, right, bottom]} is not left, top, right, bottom, fractions 0 to 1"
             )
         boxes.append((left, top, right, bottom))
         names.append(str(name).lower())

@@ -25,7 +25,7 @@ _SCORE = re.compile(r"overall score:\**\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _UNIT = 10_000
 BEST = 10.0
-INSTRUCTIONS = """You compare the answers of a model that saw only a chest X-ray with the answers expected of it.
+INSTRUCTIONS = """You compare the answers of a model that saw only a chest X-ray with those expected of it.
 You are given what is known of the film, then a conversation: each question with the expected answer and the
 model's answer. Judge how correct, complete and to the point the model's answers are. A wrong side, a finding
 that is not there, a missed finding or a box in another place weigh more than wording. End with one line:
@@ -52,7 +52,7 @@ class Judge(Protocol):
 
 
 class RuleJudge:
-    """Deterministic and offline: each turn's mean of what of it can be judged, the mean of the turns times 10.
+    """Deterministic and offline: each turn's mean of what can be judged, the mean of the turns times 10.
 
     Judged are: the yes or no it begins with, findings affirmed and denied (F1), boxes (mean IoU of the true
     ones), each where the expected answer has it; else how close the words are (ROUGE-L).
@@ -74,9 +74,7 @@ def turn_score(answer: str, true: str) -> float:
     known, own = _claims(true), _claims(answer)
     if known:
         parts.append(2 * len(known & own) / (len(known) + len(own)))
-    boxes, found = (
-        [box.xyxy_fraction for box in parse_boxes(text, _UNIT, _UNIT)] for text in (true, answer)
-    )
+    boxes, found = ([box.xyxy_fraction for box in parse_boxes(text, _UNIT, _UNIT)] for text in (true, answer))
     if boxes:
         overlap = sum(pair[2] for pair in matches(found, boxes))
         parts.append(overlap / max(len(boxes), len(found)))
@@ -110,7 +108,9 @@ def told(item: Item, answers: Sequence[str]) -> str:
         lines.append(f"Findings present: {', '.join(sorted(item.labels)) or 'none'}")
     if item.boxes:
         names = item.names or ("",) * len(item.boxes)
-        lines += [f"{name or 'A place'}: {boxes_text([box])}" for name, box in zip(names, item.boxes, strict=True)]
+        lines += [
+            f"{name or 'A place'}: {boxes_text([box])}" for name, box in zip(names, item.boxes, strict=True)
+        ]
     lines.append("Conversation:")
     for question, true, answer in zip(item.questions, item.texts, answers, strict=True):
         lines.append(f"Question: {question}\nExpected answer: {true}\nModel's answer: {answer}\n")

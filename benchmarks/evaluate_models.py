@@ -200,6 +200,6 @@ def open_model(
     if (folder / "config.json").exists():
         return CheckpointModel(folder, render=options.render, device=device)
     raise BackendError(
-        f"{folder}: neither a bundle (bundle.json) nor a checkpoint (config.json); for a baseline give NAME=DIR, "
-        f"NAME one of {', '.join(BASELINES)}"
+        f"{folder}: neither a bundle (bundle.json) nor a checkpoint (config.json); for a baseline give "
+        f"NAME=DIR, NAME one of {', '.join(BASELINES)}"
     )

@@ -26,14 +26,16 @@ def pairs(folder: Path) -> Iterator[dict[str, Any]]:
         shards = [(str(shard["name"]), str(shard["sha256"])) for shard in manifest["shards"]]
     except FileNotFoundError:
         raise RecipeError(
-            f"{folder}: no {MANIFEST} there; give a .jsonl file, or a folder `radvlm-edge dataset build` finished"
+            f"{folder}: no {MANIFEST} there; give a .jsonl file, or what `radvlm-edge dataset build` finished"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{folder / MANIFEST}: cannot be read: {error}") from error
     for name, sha256 in shards:
         path = folder / name
         if not path.is_file() or file_digest(path) != sha256:
-            raise RecipeError(f"{path}: missing, or not what was built; run `radvlm-edge dataset build` again")
+            raise RecipeError(
+                f"{path}: missing, or not what was built; run `radvlm-edge dataset build` again"
+            )
         yield from _parquet(path) if path.suffix == ".parquet" else _webdataset(path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from radvlm_edge.benchmarks.metrics_counts import Floats, Formula, Sums, ratio
+from radvlm_edge.benchmarks.metrics_counts import Floats, Formula, Sums, mean_of, ratio
 
 BINS = 10
 
@@ -36,9 +36,11 @@ def bin_formulas() -> dict[str, Formula]:
     """Of each bin: mean confidence, share right and number of answers; for the diagram."""
     formulas: dict[str, Formula] = {}
     for at in range(BINS):
-        formulas |= {
-            f"sure {at}": lambda sums, at=at: ratio(sums[f"sure {at}"], sums[f"count {at}"]),
-            f"right {at}": lambda sums, at=at: ratio(sums[f"right {at}"], sums[f"count {at}"]),
-            f"count {at}": lambda sums, at=at: sums[f"count {at}"],
-        }
+        formulas[f"sure {at}"] = mean_of(f"sure {at}", f"count {at}")
+        formulas[f"right {at}"] = mean_of(f"right {at}", f"count {at}")
+        formulas[f"count {at}"] = _column(f"count {at}")
     return formulas
+
+
+def _column(name: str) -> Formula:
+    return lambda sums: sums[name]

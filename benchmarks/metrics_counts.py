@@ -37,12 +37,14 @@ class Figure:
 
 def ratio(part: Floats, whole: Floats) -> Floats:
     """part / whole; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole != 0)
+    out: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole != 0)
+    return out
 
 
 def zero_ratio(part: Floats, whole: Floats) -> Floats:
     """part / whole; 0 where the whole is 0, as scikit-learn does by default."""
-    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
+    out: Floats = np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
+    return out
 
 
 def mean_of(column: str, count: str = "items") -> Formula:
@@ -75,9 +77,7 @@ class Rows:
         if not self._rows:
             return dict.fromkeys(formulas, Figure(None, None, None))
         whole, sampled = self._sums(draws, seed)
-        return {
-            name: _figure(formula(whole), formula(sampled), level) for name, formula in formulas.items()
-        }
+        return {name: _figure(formula(whole), formula(sampled), level) for name, formula in formulas.items()}
 
     def differences(
         self, other: Rows, formulas: Mapping[str, Formula], *, draws: int = DRAWS, seed: int = SEED

@@ -1,6 +1,7 @@
 """RadVLM's own scoring of boxes and answers, quirks included; corrected figures are in metrics_boxes.py.
 
-Source: uzh-dqbm-cmi/RadVLM, radvlm/evaluation/compute_metrics_tasks.py and models_loading_inference.py. Quirks:
+Source: uzh-dqbm-cmi/RadVLM, radvlm/evaluation, compute_metrics_tasks.py and models_loading_inference.py.
+Quirks:
 
 * an answer is cut to what follows its last `user` or `assistant` (the prompt is split off that way);
 * coordinates are taken as written: neither clamped nor ordered, none with a sign, none behind a space;

@@ -28,7 +28,9 @@ def sides(text: str) -> dict[str, frozenset[str]]:
     for clause in _CLAUSE.split(text.lower()):
         if clause is None:
             continue
-        named = {side.replace("bilaterally", "both").replace("bilateral", "both") for side in _SIDE.findall(clause)}
+        named = {
+            side.replace("bilaterally", "both").replace("bilateral", "both") for side in _SIDE.findall(clause)
+        }
         named = {"left", "right"} if "both" in named else named
         for label in parse_labels(clause) if named else ():
             found.setdefault(label, set()).update(named)

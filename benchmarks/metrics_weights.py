@@ -1,7 +1,7 @@
-"""Report scores that need a model of their own: computed where its weights are given by local path, else named.
+"""Report scores that need a model of their own: computed where its weights are given, else named.
 
-Each is run as the paper runs it (radvlm/evaluation/vilmedic, eval_green.py) and gives one row of counts a report,
-so that intervals come from the same resampling as all others. Nothing is fetched.
+Each is run as the paper runs it (radvlm/evaluation/vilmedic, eval_green.py) and gives one row of counts a
+report, so that intervals come from the same resampling as all others. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -84,10 +84,9 @@ def _scored(one: Weighted, path: Path, answers: Sequence[str], true: Sequence[st
 
 def bertscore(path: Path, answers: Sequence[str], true: Sequence[str]) -> list[Row]:
     """F1 of DistilBERT's fifth layer, rescaled with the package's English baseline, as the paper takes it."""
-    import bert_score
-
-    folder = Path(bert_score.__file__).parent
-    scorer = bert_score.BERTScorer(
+    package: Any = importlib.import_module("bert_score")
+    folder = Path(package.__file__).parent
+    scorer = package.BERTScorer(
         model_type=str(path),
         num_layers=5,
         lang="en",
@@ -158,7 +157,9 @@ class ChexbertLabeller:
         encoder = folder / "bert-base-uncased"
         self._tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
         config = AutoConfig.from_pretrained(encoder, local_files_only=True)
-        stored = torch.load(folder / "chexbert.pth", map_location="cpu", weights_only=True)["model_state_dict"]
+        stored = torch.load(folder / "chexbert.pth", map_location="cpu", weights_only=True)[
+            "model_state_dict"
+        ]
         state = {name.replace("module.", ""): value for name, value in stored.items()}
         self._bert = BertModel(config).eval()
         own = {name.removeprefix("bert."): value for name, value in state.items() if name.startswith("bert.")}
@@ -186,7 +187,8 @@ class ChexbertLabeller:
 def _chexbert_f1(labels: Sequence[str], *, macro: bool) -> Formula:
     def formula(sums: Sums) -> Floats:
         hit, said, there = (
-            np.stack([sums[f"chexbert {kind} {label}"] for label in labels]) for kind in ("hit", "said", "there")
+            np.stack([sums[f"chexbert {kind} {label}"] for label in labels])
+            for kind in ("hit", "said", "there")
         )
         if not macro:
             hit, said, there = (part.sum(axis=0, keepdims=True) for part in (hit, said, there))
