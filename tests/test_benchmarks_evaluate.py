@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -347,3 +349,10 @@ def test_nanos_bundle_and_checkpoint_differ_by_no_more_than_claimed(phantoms: Pa
     assert against["holds"] and against["changes"]["flips"]["of"] == 4
     assert against["changes"]["flips"]["value"] == 0 and against["changes"]["answers"]["value"] <= 0.25
     assert abs(against["figures"]["score"]["value"]) <= 1
+
+
+def test_evaluating_a_bundle_loads_no_torch() -> None:
+    modules = ("evaluate", "evaluate_page", "evaluate_compare", "baselines", "baseline_models")
+    code = f"import sys\nfor one in {modules!r}: __import__('radvlm_edge.benchmarks.' + one)\nprint(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "pyarrow"} & set(found.stdout.split())
