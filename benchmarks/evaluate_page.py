@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MORE_STYLE = """
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(22rem,1fr));gap:1.2rem}
 .case{border:1px solid #d0d7de;padding:.8rem;overflow-wrap:anywhere}.case svg{width:100%;height:auto}
-.case p{margin:.3rem 0}td.text{white-space:normal}
+.case p{margin:.3rem 0}code{overflow-wrap:anywhere}
 """
 MODES = {
     "paper": "The authors' own scoring, quirks included: their box matching and parser, labels by bare "

@@ -353,6 +353,7 @@ def test_nanos_bundle_and_checkpoint_differ_by_no_more_than_claimed(phantoms: Pa
 
 def test_evaluating_a_bundle_loads_no_torch() -> None:
     modules = ("evaluate", "evaluate_page", "evaluate_compare", "baselines", "baseline_models")
-    code = f"import sys\nfor one in {modules!r}: __import__('radvlm_edge.benchmarks.' + one)\nprint(*sys.modules)"
+    code = f"import sys\nfor one in {modules!r}: __import__('radvlm_edge.benchmarks.' + one)\n"
+    code += "print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "pyarrow"} & set(found.stdout.split())
