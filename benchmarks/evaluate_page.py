@@ -109,7 +109,10 @@ def _calibration(result: Mapping[str, Any]) -> str:
     if not drawn:
         return ""
     names = ", ".join(map(escape, result["calibration"]["calibrated_on"]))
-    return f"<h2>Confidence</h2><p>Calibrated on: {names}.</p>{drawn}"
+    return (
+        f"<h2>Confidence</h2><p>What it was calibrated on: {names}. The larger a dot, the more answers.</p>"
+        f"{drawn}"
+    )
 
 
 def _against(against: Mapping[str, Any]) -> str:
@@ -177,8 +180,7 @@ def _case(case: Case, render: str) -> str:
 
 def _table(figures: Mapping[str, Mapping[str, float | None]], caption: str) -> str:
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_number(one['value'])}</td>"
-        f"<td>{_number(one['low'])} to {_number(one['high'])}</td></tr>"
+        f"<tr><td>{escape(name)}</td><td>{_number(one['value'])}</td><td>{_spread(one)}</td></tr>"
         for name, one in figures.items()
     )
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
@@ -186,6 +188,10 @@ def _table(figures: Mapping[str, Mapping[str, float | None]], caption: str) -> s
         f'<div class="wide"><table>{said}<thead><tr><th>figure</th><th>value</th><th>95 %</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _spread(one: Mapping[str, float | None]) -> str:
+    return "" if one["low"] is None else f"{_number(one['low'])} to {_number(one['high'])}"
 
 
 def _number(value: float | None) -> str:
