@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -336,7 +336,7 @@ def _written(model: Any, inputs: Any, reader: Any, most: int, *, prompt: bool = 
     return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-RUNNERS = {
+RUNNERS: dict[str, Callable[[Path, str], Runner]] = {
     "llava": LlavaRunner,
     "gemma": GemmaRunner,
     "maira-2": MairaRunner,

@@ -189,8 +189,8 @@ def _beside(one: Answered, item: Item, badness: float) -> dict[str, float]:
                 row[name] = row.get(name, 0) + value
     if item.task in BOXED or item.task == "conversation":
         for said in one.said:
-            true = (item.boxes or ()) if item.task in BOXED else ()
-            for name, value in box_row(said.raw or said.text, said.boxes, true).items():
+            known = (item.boxes or ()) if item.task in BOXED else ()
+            for name, value in box_row(said.raw or said.text, said.boxes, known).items():
                 row[name] = row.get(name, 0) + value
     sure = [said.confidence for said in one.said]
     if len(sure) == 1 and sure[0] is not None:

@@ -48,7 +48,7 @@ def tiny_llava(folder: Path) -> None:
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=["<image>"], model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
     image = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
