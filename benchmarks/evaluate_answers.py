@@ -110,14 +110,14 @@ def answers(
     do not fit are `failed`, and counted by the caller.
     """
     looking: Any = None
-    shown: Path | bytes | None = None
+    shown: Any = None
     for number, item in enumerate(items, 1):
         one = kept.done.get(item.key)
         if one is None:
             try:
                 if looking is None or shown != item.image:
                     looking, shown = None, None
-                    looking, shown = model.look(item.image), item.image
+                    looking, shown = model.look(item.film()), item.image
                 one = _asked(looking, item, most or MOST.get(item.task, MOST_ELSE))
             except (FilmError, QuestionError) as error:
                 one = Answered(item.key, failed=f"{type(error).__name__}: {error}")

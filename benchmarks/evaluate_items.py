@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from radvlm_edge.benchmarks.evaluate_shards import Embedded, pairs
 from radvlm_edge.errors import RecipeError
 from radvlm_edge.runtime.answers import LABELS, parse_boxes, parse_labels
 from radvlm_edge.runtime.prompts import TASKS as WORDINGS
@@ -54,7 +55,7 @@ class Item:
     task: str
     group: str
     """Patient, or film: what goes together when items are resampled."""
-    image: Path | bytes
+    image: Path | Embedded
     questions: tuple[str, ...]
     """One; of a conversation, several, oldest first."""
     texts: tuple[str, ...]
@@ -69,6 +70,10 @@ class Item:
     @property
     def text(self) -> str:
         return " ".join(self.texts)
+
+    def film(self) -> Path | bytes:
+        """The film's file, or its content."""
+        return self.image if isinstance(self.image, Path) else self.image.read()
 
 
 def read_items(
@@ -105,9 +110,10 @@ def digest_of(items: Sequence[Item]) -> str:
     """SHA-256 over what is asked and known, films by name or content."""
     sha = hashlib.sha256()
     for item in items:
-        image = item.image if isinstance(item.image, bytes) else str(item.image).encode()
+        # The name alone: the same data in another folder are the same data.
+        image = item.image.name if isinstance(item.image, Path) else item.image.sha256
         facts = [item.key, item.task, item.questions, item.texts, item.names, item.about, item.boxes]
-        line = json.dumps([*facts, sorted(item.labels or ()), hashlib.sha256(image).hexdigest()])
+        line = json.dumps([*facts, sorted(item.labels or ()), image])
         sha.update(f"{line}\n".encode())
     return sha.hexdigest()
 
@@ -234,14 +240,12 @@ def _given_boxes(given: Any, where: str) -> tuple[tuple[Box, ...] | None, tuple[
 
 
 def _shards(folder: Path, task: str, root: Path | None) -> Iterator[Item]:
-    from radvlm_edge.benchmarks.evaluate_shards import pairs
-
     for pair in pairs(folder):
         if pair["task"] not in SHARD_TASKS[task]:
             continue
         said = [str(turn["value"]) for turn in pair["conversations"]]
         questions = tuple(text.removeprefix("<image>\n") for text in said[::2])
-        image = pair["image_bytes"] or (root or folder) / pair["image"]
+        image = pair["embedded"] or (root or folder) / pair["image"]
         group = f"{pair['source']}/{pair['patient'] or pair['film']}"
         item = Item(pair["id"], task, group, image, questions, tuple(said[1::2]), split=pair["split"] or "")
         yield completed(item)

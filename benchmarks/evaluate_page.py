@@ -161,7 +161,7 @@ def _worst(cases: Sequence[Case], pictures: bool, render: str) -> str:
 def _case(case: Case, render: str) -> str:
     said = [box for one in case.answered.said for box in one.boxes] if case.item.task in BOXED else []
     try:
-        drawn = overlay(case.item.image, render, case.item.boxes or (), said)
+        drawn = overlay(case.item.film(), render, case.item.boxes or (), said)
     except FilmError as error:
         drawn = f"<p>{escape(str(error))}</p>"
     scores = ", ".join(f"{escape(name)} {value:.3g}" for name, value in case.extra.items())

@@ -79,15 +79,18 @@ def test_a_line_that_cannot_be_used_is_named(film: Path, line: dict[str, Any], c
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_pairs_come_back_from_shards(film: Path, form: str) -> None:
+@pytest.mark.parametrize("embed", [True, False])
+def test_pairs_come_back_from_shards(film: Path, form: str, embed: bool) -> None:
     if form == "parquet":
         pytest.importorskip("pyarrow", reason="needs the extra `train`")
+    elif not embed:
+        pytest.skip("WebDataset always holds its films")
     turns = (
         Turn(
             "Where is the right lung?", "The right lung is located at the coordinates [0.1, 0.2, 0.3, 0.4]."
         ),
     )
-    content = film.read_bytes() if form == "webdataset" else None
+    content = film.read_bytes() if embed else None
     pairs = [
         Pair(f"vindr/region/{at}", task, "vindr", f"f{at}", "p1", split, 1.0, turns, "film.png", content)
         for at, (task, split) in enumerate([("region", "test"), ("region", "train"), ("report", "test")])
@@ -98,7 +101,7 @@ def test_pairs_come_back_from_shards(film: Path, form: str) -> None:
     (film.parent / "dataset.json").write_text(json.dumps({"shards": shards}))
     (item,) = read_items(film.parent, "region", split="test")
     assert item.key == "vindr/region/0" and item.group == "vindr/p1" and item.about == "right lung"
-    assert item.boxes == ((0.1, 0.2, 0.3, 0.4),) and item.image == (content or film)
+    assert item.boxes == ((0.1, 0.2, 0.3, 0.4),) and item.film() == (content or film)
     (film.parent / name).write_bytes(b"damaged")
     with pytest.raises(RecipeError, match="not what was built"):
         list(read_items(film.parent, "region"))
