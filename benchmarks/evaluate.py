@@ -64,15 +64,21 @@ def evaluate(
     if settings.mode not in MODES:
         raise RecipeError(f"metrics {settings.mode!r} are unknown; choose {' or '.join(MODES)}")
     described = model.describe()
-    about = {"format": FORMAT, "model": described, "task": task, "metrics": settings.mode}
     reason = model.unsupported(task)
     if reason is not None:
-        return Evaluation({**about, "unsupported": reason}, (), ())
+        return marked(described, task, settings.mode, reason)
+    about = {"format": FORMAT, "model": described, "task": task, "metrics": settings.mode}
     if not items:
         raise RecipeError(f"no item of task {task} in the data; name other data, or another --task")
     head = {"model": described, "task": task, "items": digest_of(items), "most": settings.most}
     pairs = list(answers(model, items, Kept(kept, head, force), settings.most, progress))
     return scored(pairs, about, settings, onevision=model.chat == ONEVISION)
+
+
+def marked(model: dict[str, Any], task: str, mode: str, reason: str) -> Evaluation:
+    """The result for a task that is not asked of a model, and why."""
+    about = {"format": FORMAT, "model": model, "task": task, "metrics": mode}
+    return Evaluation({**about, "unsupported": reason}, (), ())
 
 
 def scored(

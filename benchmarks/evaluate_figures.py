@@ -224,9 +224,8 @@ def formulas_of(task: str, mode: str) -> dict[str, Formula]:
         }
         return own | _label_formulas(LABELS_14)
     if task == "classify":
-        return _label_formulas(LABELS if mode == PAPER else LABELS_14) | {
-            "all labels right": mean_of("label exact")
-        }
+        both = _label_formulas(LABELS) | _label_formulas(LABELS_14)
+        return both | {"all labels right": mean_of("label exact")}
     if task == "conversation":
         return {"score": mean_of("score", "scored")}
     if mode == PAPER:

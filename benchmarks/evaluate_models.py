@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,12 +186,11 @@ def open_model(
     from radvlm_edge.benchmarks.baselines import BASELINES
 
     options = options or Options()
-    name, given, rest = model.removeprefix("baseline:").partition("=")
-    if kind is None and given and (name in BASELINES or model.startswith("baseline:")):
-        kind, model = name, rest
+    kind, model = named_baseline(model, kind)
     if kind is not None:
         from radvlm_edge.benchmarks.baseline_models import open_baseline
 
+        _need_torch(kind)
         return open_baseline(
             kind, Path(model), render=options.render or "voi", device=device, trust_code=trust_code
         )
@@ -198,8 +198,28 @@ def open_model(
     if (folder / "bundle.json").exists():
         return BundleModel(Reader.open(folder, options))
     if (folder / "config.json").exists():
+        _need_torch(str(folder))
         return CheckpointModel(folder, render=options.render, device=device)
     raise BackendError(
         f"{folder}: neither a bundle (bundle.json) nor a checkpoint (config.json); for a baseline give "
         f"NAME=DIR, NAME one of {', '.join(BASELINES)}"
     )
+
+
+def named_baseline(model: str, kind: str | None) -> tuple[str | None, str]:
+    """Which baseline a model is (None: none), and its folder: `NAME=DIR`, `baseline:NAME=DIR` or a kind."""
+    from radvlm_edge.benchmarks.baselines import BASELINES
+
+    name, given, rest = model.removeprefix("baseline:").partition("=")
+    if kind is None and given and (name in BASELINES or model.startswith("baseline:")):
+        return name, rest
+    return kind, model
+
+
+def _need_torch(what: str) -> None:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"{what}: running it needs {', '.join(missing)}, not installed here; "
+            "run `pip install 'radvlm-edge[export]'`"
+        )

@@ -19,6 +19,7 @@ from radvlm_edge.benchmarks.evaluate import Evaluation, Settings, evaluate
 from radvlm_edge.benchmarks.evaluate_compare import claims_of, compare
 from radvlm_edge.benchmarks.evaluate_items import drawn, read_items
 from radvlm_edge.benchmarks.evaluate_judge import ModelJudge, RuleJudge, open_judge, turn_score
+from radvlm_edge.benchmarks.evaluate_models import open_model
 from radvlm_edge.benchmarks.evaluate_page import render_page
 from radvlm_edge.bundle import Bundle, demo_bundle
 from radvlm_edge.cli import cli
@@ -309,6 +310,18 @@ def test_pages_hold_nothing_of_a_film_unless_asked(film: Path) -> None:
     assert "default-src 'none'" in plain and "<script" not in whole
 
 
+def test_a_baseline_is_marked_before_it_is_loaded(film: Path) -> None:
+    data = lines_of(film, {"task": "detect", "boxes": []})
+    found = invoke(
+        "maira-2=/nowhere", "--task", "detect", "--data", data, "--json", "-o", film.parent / "out"
+    )
+    result = json.loads(found.stdout)
+    assert result["unsupported"] == "its grounded reports give sentences, not classes"
+    assert result["model"] == {"kind": "maira-2", "name": "nowhere", "sha256": "not read"}
+    loaded = invoke("maira-2=/nowhere", "--task", "phrase", "--data", data, "-o", film.parent / "out")
+    assert isinstance(loaded.exception, BackendError) and "no config.json there" in str(loaded.exception)
+
+
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return phantom_lines(tmp_path_factory.mktemp("phantoms"), 2)
@@ -352,6 +365,16 @@ def test_nanos_bundle_and_checkpoint_differ_by_no_more_than_claimed(phantoms: Pa
     assert against["holds"] and against["changes"]["flips"]["of"] == 4
     assert against["changes"]["flips"]["value"] == 0 and against["changes"]["answers"]["value"] <= 0.25
     assert abs(against["figures"]["score"]["value"]) <= 1
+
+
+def test_a_checkpoint_without_the_torch_world_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for model in (str(tmp_path), f"medgemma={tmp_path}"):
+        with pytest.raises(BackendError, match="needs torch, transformers, not installed here"):
+            open_model(model)
 
 
 def test_evaluating_a_bundle_loads_no_torch() -> None:

@@ -165,8 +165,17 @@ def _options(given: dict[str, Any]) -> Options:
 def _evaluated(
     model: str, items: list[Item], task: str, settings: Settings, given: dict[str, Any]
 ) -> Evaluation:
+    from radvlm_edge.benchmarks.baselines import BASELINES
     from radvlm_edge.benchmarks.evaluate import evaluate as run
-    from radvlm_edge.benchmarks.evaluate_models import BundleModel, open_model
+    from radvlm_edge.benchmarks.evaluate import marked
+    from radvlm_edge.benchmarks.evaluate_models import BundleModel, named_baseline, open_model
+
+    kind, folder = named_baseline(model, given["model_kind"])
+    form = BASELINES.get(kind or "")
+    reason = form.unsupported(task) if form else None
+    if reason is not None:  # known before gigabytes are loaded
+        about = {"kind": kind, "name": Path(folder).name, "sha256": "not read"}
+        return marked(about, task, settings.mode, reason)
 
     how: dict[str, Any] = {
         "options": _options(given),
