@@ -11,7 +11,14 @@ from typing import Any
 from radvlm_edge import __version__
 from radvlm_edge.benchmarks import metrics_weights
 from radvlm_edge.benchmarks.evaluate_answers import Answered, Kept, Progress, answers
-from radvlm_edge.benchmarks.evaluate_figures import MODES, Case, Figures, cases_of, figures_of
+from radvlm_edge.benchmarks.evaluate_figures import (
+    MODES,
+    Case,
+    Figures,
+    cases_of,
+    figures_of,
+    read_answer,
+)
 from radvlm_edge.benchmarks.evaluate_items import Item, digest_of
 from radvlm_edge.benchmarks.evaluate_judge import Judge, RuleJudge
 from radvlm_edge.benchmarks.evaluate_models import ONEVISION, Model
@@ -87,7 +94,7 @@ def scored(
     """Figures of answers already given."""
     task = str(about["task"])
     scores = [
-        settings.judge.score(item, one.texts).score
+        settings.judge.score(item, [read_answer(text, settings.mode, onevision) for text in one.texts]).score
         for item, one in pairs
         if task == "conversation" and not one.failed
     ]

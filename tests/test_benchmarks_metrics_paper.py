@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.test_benchmarks_metrics import boxes
 from tests.test_benchmarks_metrics_text import texts
@@ -127,6 +127,7 @@ def test_bleu_and_cider_are_those_of_the_coco_tools() -> None:
 def test_bleu_and_cider_agree_with_pycocoevalcap(pairs: list[tuple[str, str]]) -> None:
     bleu = pytest.importorskip("pycocoevalcap.bleu.bleu_scorer", reason="pycocoevalcap is not installed")
     cider = pytest.importorskip("pycocoevalcap.cider.cider_scorer", reason="pycocoevalcap is not installed")
+    assume(any(true.split() for _, true in pairs))  # theirs stops with an error where no reference has a word
     one, two = bleu.BleuScorer(n=4), cider.CiderScorer(n=4, sigma=6.0)
     for answer, true in pairs:
         one += (answer, [true])
