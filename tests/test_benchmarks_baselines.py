@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from radvlm_edge.benchmarks.baseline_models import (
-    BaselineModel,
-    biovil_view,
-    gemma_messages,
-    open_baseline,
-    padded,
-)
-from radvlm_edge.benchmarks.baselines import (
-    BASELINES,
+from radvlm_edge.benchmarks.baseline_forms import (
     VICUNA_SYSTEM,
     chexagent1_prompt,
     maira2_places,
@@ -23,6 +15,9 @@ from radvlm_edge.benchmarks.baselines import (
     mistral_prompt,
     vicuna_prompt,
 )
+from radvlm_edge.benchmarks.baseline_models import BaselineModel, open_baseline
+from radvlm_edge.benchmarks.baseline_runners import biovil_view, gemma_messages, padded
+from radvlm_edge.benchmarks.baselines import BASELINES
 from radvlm_edge.benchmarks.evaluate_items import TASKS
 from radvlm_edge.cli.evaluate import KINDS
 from radvlm_edge.cli.evaluate import TASKS as CLI_TASKS
