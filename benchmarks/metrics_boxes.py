@@ -1,8 +1,7 @@
-"""How well boxes were found: the authors' figures with their quirks, and corrected ones.
+"""How well boxes were found: the authors' figures with their quirks (metrics_paper.py), and corrected ones.
 
-`paper` follows RadVLM's evaluation (uzh-dqbm-cmi/RadVLM, radvlm/evaluation/compute_metrics_tasks.py): the
-average precision of each film alone, predictions in the order of the text, then the mean over films; and a
-mean IoU over every pair of a predicted and a true box, which several boxes on a film depress.
+Both take the average precision of each film alone, predictions in the order of the text, then the mean over
+films. The corrected one matches a predicted box with the best of the true boxes still free.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from radvlm_edge.benchmarks.metrics_paper import envelope_area, paper_average_precision, paper_pairs
 from radvlm_edge.training.scores import Box, iou
 
 MIN_IOU = 0.5
@@ -20,8 +20,10 @@ class BoxFigures:
     """Figures over films; all 0 to 1."""
 
     films: int
+    map: float
+    """Mean over films with a true box of each film's average precision at IoU 0.5."""
     map_paper: float
-    """Mean over films of each film's average precision at IoU 0.5; a film without prediction counts 0."""
+    """The authors': their matching, and films without a true box count 0."""
     mean_iou_paper: float
     """Sum of the IoUs of all predicted with all true boxes, over the number of those pairs."""
     precision: float
@@ -48,11 +50,7 @@ def average_precision(predicted: Sequence[Box], true: Sequence[Box], min_iou: fl
         if overlaps and best >= min_iou:
             taken.add(-at)
         points.append((len(taken) / len(true), len(taken) / number))
-    area, recall = 0.0, 0.0
-    for index, (reached, _) in enumerate(points):
-        area += (reached - recall) * max(precision for _, precision in points[index:])
-        recall = reached
-    return area
+    return envelope_area(points)
 
 
 def matches(predicted: Sequence[Box], true: Sequence[Box]) -> list[tuple[int, int, float]]:
@@ -75,14 +73,15 @@ def matches(predicted: Sequence[Box], true: Sequence[Box]) -> list[tuple[int, in
 def box_figures(predicted: Sequence[Sequence[Box]], true: Sequence[Sequence[Box]]) -> BoxFigures:
     """Figures of films, each with predicted and true boxes. Raises ValueError for unequal numbers."""
     films = list(zip(predicted, true, strict=True))
-    every_pair = [iou(box, one) for found, known in films for box in found for one in known]
+    pairs = [paper_pairs(found, known) for found, known in films]
     matched = [matches(found, known) for found, known in films]
     hits = sum(overlap >= MIN_IOU for film in matched for _, _, overlap in film)
     said, there = sum(map(len, predicted)), sum(map(len, true))
     return BoxFigures(
         len(films),
-        _mean([average_precision(found, known) for found, known in films]),
-        _mean(every_pair),
+        _mean([average_precision(found, known) for found, known in films if known]),
+        _mean([paper_average_precision(found, known) for found, known in films]),
+        sum(overlap for overlap, _ in pairs) / max(sum(count for _, count in pairs), 1),
         hits / said if said else 0.0,
         hits / there if there else 0.0,
         2 * hits / (said + there) if said + there else 0.0,

@@ -70,7 +70,7 @@ def corpus_bleu(answers: Sequence[str], true: Sequence[str]) -> float:
         found, reference = bleu_words(answer), bleu_words(known)
         said, there = said + len(found), there + len(reference)
         for order in range(1, ORDER + 1):
-            own, other = _grams(found, order), _grams(reference, order)
+            own, other = grams(found, order), grams(reference, order)
             hits[order - 1] += sum((own & other).values())
             totals[order - 1] += sum(own.values())
     if not any(hits) or not all(totals):
@@ -84,5 +84,6 @@ def corpus_bleu(answers: Sequence[str], true: Sequence[str]) -> float:
     return shorter * math.exp(logs / ORDER)
 
 
-def _grams(words: list[str], order: int) -> Counter[tuple[str, ...]]:
+def grams(words: list[str], order: int) -> Counter[tuple[str, ...]]:
+    """Sequences of so many words, and how often each occurs."""
     return Counter(tuple(words[at : at + order]) for at in range(len(words) - order + 1))

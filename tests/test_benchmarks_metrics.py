@@ -55,7 +55,7 @@ def test_box_figures_keep_their_bounds(films: list[tuple[list[Box], list[Box]]])
     assert all(0 <= value <= 1 for name, value in vars(figures).items() if name != "films")
     perfect = box_figures([one for _, one in films if one], [one for _, one in films if one])
     if perfect.films:
-        assert perfect.recall == perfect.mean_iou == perfect.map_paper == 1
+        assert perfect.recall == perfect.mean_iou == perfect.map == 1
 
 
 def test_the_authors_mean_iou_falls_with_several_boxes_and_the_strict_one_does_not() -> None:

@@ -15,6 +15,7 @@ from radvlm_edge.cli.calibrate import calibrate
 from radvlm_edge.cli.chat import chat
 from radvlm_edge.cli.dataset import dataset
 from radvlm_edge.cli.doctor import doctor
+from radvlm_edge.cli.evaluate import evaluate
 from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
@@ -48,6 +49,7 @@ for command in (
     calibrate,
     export,
     fidelity,
+    evaluate,
     verify,
     build,
     doctor,
