@@ -1,6 +1,6 @@
-"""Recipe, checkpoint and instruction data → a tuned checkpoint; on one process or many, through transformers' Trainer.
+"""Recipe, checkpoint and instruction data → a tuned checkpoint, on one process or many.
 
-docs/decisions/0030-finetuning.md says why Trainer.
+The loop is transformers' Trainer; docs/decisions/0030-finetuning.md says why.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def arguments(recipe: FinetuneRecipe, out: Path) -> TrainingArguments:
     together = recipe.per_device * settings.world_size
     if recipe.batch % together:
         raise RecipeError(
-            f"{recipe.name}: a batch of {recipe.batch} films is no multiple of {settings.world_size} processes "
-            f"x {recipe.per_device} per_device; change batch or per_device"
+            f"{recipe.name}: a batch of {recipe.batch} films is no multiple of {settings.world_size} "
+            f"processes x {recipe.per_device} per_device; change batch or per_device"
         )
     settings.gradient_accumulation_steps = recipe.batch // together
     return settings
@@ -160,8 +160,8 @@ def _films(
     context = checkpoint.config.language.context
     if len(speaker.head) + geometry.max_image_tokens >= context:
         raise RecipeError(
-            f"{checkpoint.folder}: a film may take {geometry.max_image_tokens} of {context} tokens of context, "
-            "which leaves no room to answer; set detail"
+            f"{checkpoint.folder}: a film may take {geometry.max_image_tokens} of {context} tokens of "
+            "context, which leaves no room to answer; set detail"
         )
     collator = Collator(
         speaker.head, checkpoint.config.image_token_id, checkpoint.prompting.stop_ids[0], context, recipe.loss

@@ -28,13 +28,14 @@ class Look:
 class Collator:
     """Looks → a batch for transformers' `LlavaOnevisionForConditionalGeneration`.
 
-    Every conversation sees the head, the film's tokens and itself, at the positions it would have alone, so a
-    packed loss is the sum of the unpacked ones. `loss` weighs a pair's tokens: `pairs` divides its weight among
-    them, `tokens` gives it to each. What does not fit into `context` tokens is cut off; `cut` counts such tokens.
+    Every conversation sees the head, the film's tokens and itself, at the positions it would have alone,
+    so a packed loss is the sum of the unpacked ones. `loss` weighs a pair's tokens: `pairs` divides its
+    weight among them, `tokens` gives it to each. What does not fit into `context` tokens is cut off.
 
-    Keys: `input_ids`, `position_ids` `[B, L]`; `attention_mask` `[B, L]` where each film has one conversation, else
-    `[B, 1, L, L]` bool; `crops` `[B, n, S, S]` uint8; `image_sizes` `[B, 2]`; `kept` `[K]`, the places whose logits
-    are needed; `targets` `[B, K]` and `weights` `[B, K]`, 0 where nothing is learned; `cut` `[B]`.
+    Keys: `input_ids`, `position_ids` `[B, L]`; `attention_mask` `[B, L]` where each film has one
+    conversation, else `[B, 1, L, L]` bool; `crops` `[B, n, S, S]` uint8; `image_sizes` `[B, 2]`; `kept` `[K]`
+    are the places whose logits are needed; `targets` and `weights` `[B, K]`, weight 0 where nothing is
+    learned; `cut` `[B]`, tokens cut off.
     """
 
     def __init__(self, head: Sequence[int], image_id: int, pad_id: int, context: int, loss: str) -> None:
@@ -73,10 +74,8 @@ class Collator:
                 group[row, at:end] = index + 1
                 at = end
         kept = torch.nonzero((weights > 0).any(0))[:, 0]
-        if any(len(speeches) > 1 for speeches in own):
-            mask = block_mask(group)
-        else:
-            mask = (group >= 0).long()
+        packed = any(len(speeches) > 1 for speeches in own)
+        mask = block_mask(group) if packed else (group >= 0).long()
         return {
             "input_ids": ids,
             "position_ids": positions,
@@ -110,9 +109,10 @@ class Collator:
 
 
 def block_mask(group: torch.Tensor) -> torch.Tensor:
-    """`group` `[B, L]` (0: head and film, 1…: conversations, -1: padding) → who may look at whom `[B, 1, L, L]`.
+    """Who belongs where `[B, L]` → who may look at whom `[B, 1, L, L]`.
 
-    Padding looks at itself, as a row that looks at nothing is no number.
+    0: head and film, 1 and up: conversations, -1: padding, which looks at itself, as a row that looks at
+    nothing is no number.
     """
     order = torch.arange(group.shape[1])
     same = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] >= 0)

@@ -27,7 +27,7 @@ class Films(Dataset[Look]):
         return len(self._order)
 
     def __getitem__(self, index: int) -> Look:
-        """Raises RecipeError, naming the pair, for a film that cannot be read or text that cannot be taught."""
+        """Raises RecipeError, naming the pair, for a film or a text that cannot be used."""
         rows = [self._pairs.row(int(one)) for one in self._order.pack(index)]
         crops, layout = cut(self._pixels(rows[0]), self._geometry)
         speeches = tuple(

@@ -1,4 +1,4 @@
-"""A checkpoint in any layout → transformers' model with its parts frozen, adapted and grouped as a recipe says."""
+"""A checkpoint in any layout → transformers' model, its parts frozen, adapted and grouped by a recipe."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def part_of(name: str) -> str:
 def load_model(checkpoint: Checkpoint, recipe: FinetuneRecipe) -> Any:
     """The whole model, through our own key map, so that every layout and spelling loads.
 
-    Weights are float32, which updates need; frozen ones under adapters are bfloat16 where the recipe computes in
-    it. Raises CheckpointError for a tensor that found no place.
+    Weights are float32, which updates need; frozen ones under adapters are bfloat16 where the recipe
+    computes in it. Raises CheckpointError for a tensor that found no place.
     """
     config = model_config(checkpoint)
     config.video_token_index = _video_id(checkpoint)
@@ -128,13 +128,20 @@ def _adapted(model: Any, lora: Lora, recipe: FinetuneRecipe) -> Any:
     return peft.get_peft_model(model, settings)
 
 
+def _is_matrix(name: str) -> bool:
+    return name.endswith("weight") and "norm" not in name
+
+
 def groups(model: nn.Module, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
     """AdamW's parameter groups: a part's rate, weight decay on matrices only; each names its part."""
     made = []
     for part in PARTS:
-        own = [one for name, one in model.named_parameters() if one.requires_grad and part_of(name) == part]
+        own = {
+            name: one for name, one in model.named_parameters() if one.requires_grad and part_of(name) == part
+        }
         for matrix in (True, False):
-            chosen = [one for one in own if (one.ndim > 1) == matrix]
+            # by name: FSDP has flattened them
+            chosen = [one for name, one in own.items() if _is_matrix(name) == matrix]
             if chosen:
                 decay = recipe.decay if matrix else 0.0
                 made.append(

@@ -19,7 +19,7 @@ def chosen(
 ) -> Ints:
     """Pairs that a recipe's `tasks` leaves: of each task the share with the smallest hashes, at least one.
 
-    The pairs of a smaller share are among those of a larger one. Raises RecipeError for a task there is none of.
+    The pairs of a smaller share are among those of a larger one. Raises RecipeError for a task without pairs.
     """
     if not shares:
         return np.arange(len(ids))
@@ -35,7 +35,7 @@ def chosen(
 
 @dataclass(frozen=True)
 class Order:
-    """Packs in the order they are trained on: pack i is `pairs[bounds[i] : bounds[i + 1]]`, all of one film."""
+    """Packs in the order of training: pack i is `pairs[bounds[i] : bounds[i + 1]]`, all of one film."""
 
     pairs: Ints
     bounds: Ints
@@ -85,8 +85,8 @@ def whole_run(
             wanted = int(epochs * len(drawn[-1])) // batch * batch
             if wanted == 0:
                 raise RecipeError(
-                    f"{len(used)} pairs of {len(np.unique(films[used]))} films give {len(drawn[-1])} packs, fewer "
-                    f"than the batch of {batch} in {epochs:g} epochs; set a smaller batch, or steps"
+                    f"{len(used)} pairs of {len(np.unique(films[used]))} films give {len(drawn[-1])} packs, "
+                    f"fewer than the batch of {batch} in {epochs:g} epochs; set a smaller batch, or steps"
                 )
     sizes = np.concatenate([np.diff(one.bounds) for one in drawn])[:wanted]
     bounds = np.concatenate([[0], np.cumsum(sizes)])

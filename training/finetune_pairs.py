@@ -1,7 +1,7 @@
 """Shards that `dataset build` wrote → one table of pairs to draw from, and each pair's film.
 
-Text is copied once into an Arrow file that is mapped, not read: a million pairs take no memory to speak of. Films
-stay where they are: under their own path, or in the shard.
+Text is copied once into an Arrow file that is mapped, not read: a million pairs take no memory to speak of.
+Films stay where they are: under their own path, or in the shard.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Pairs:
                 return file.read(row["size"])
         if self._root is None:
             raise RecipeError(
-                f"{row['id']}: its film is not in the shard; pass --root, the folder `dataset build` was given"
+                f"{row['id']}: its film is not in the shard; pass --root, the folder `dataset build` had"
             )
         return self._root / str(row["image"])
 

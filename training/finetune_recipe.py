@@ -1,4 +1,4 @@
-"""recipes/*.yaml of kind `finetune` → a checked FinetuneRecipe: everything a run depends on but its folders."""
+"""recipes/*.yaml of kind `finetune` → a checked FinetuneRecipe: all a run depends on but its folders."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def _check_rates(recipe: FinetuneRecipe, where: str) -> None:
     for part in PARTS:
         if part not in recipe.lora.parts and recipe.rates.of(part) is not None and part != "projector":
             raise RecipeError(
-                f"{where}: {part} has a rate and no adapters; beside lora only the projector is trained in full: "
-                f"add {part} to lora, parts, or take its rate out"
+                f"{where}: {part} has a rate and no adapters; beside lora only the projector is trained in "
+                f"full: add {part} to lora, parts, or take its rate out"
             )
     if not recipe.lora.parts:
         raise RecipeError(f"{where}: lora, parts is empty; name one of {', '.join(PARTS)}")

@@ -1,4 +1,4 @@
-"""A tuned model → a checkpoint folder that `radvlm-edge export` takes, or an adapter folder for `export --lora`."""
+"""A tuned model → a checkpoint folder that `radvlm-edge export` takes, or an adapter for `export --lora`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from huggingface_hub import save_torch_state_dict
 
 from radvlm_edge.export.checkpoint import EMBEDDING, HEAD, Checkpoint, canonical, open_checkpoint
 from radvlm_edge.training.finetune_recipe import FinetuneRecipe
+from radvlm_edge.training.finetune_trainer import save_adapter
 
 TOKENIZER = (
     "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -59,7 +60,7 @@ def write_checkpoint(
     save_as: str,
     about: Mapping[str, Any],
 ) -> Path:
-    """Write a folder in transformers' form beside its place, read it back as an export would, then move it there.
+    """Write a folder in transformers' form beside its place, read it as an export would, then move it there.
 
     `state` holds names as in memory. Raises CheckpointError if what was written is not whole.
     """
@@ -103,11 +104,11 @@ def write_checkpoint(
 
 
 def write_adapter(folder: Path, model: Any, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
-    """Write peft's files beside their place, merge them with the starting checkpoint as a check, then move."""
+    """Write peft's files beside their place, see that they fit the starting checkpoint, then move them."""
     partial = folder.with_name(f".{folder.name}.partial")
     for stale in (partial, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    model.save_pretrained(partial, safe_serialization=True)
+    save_adapter(model, partial)
     settings = json.loads((partial / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(checkpoint.facts["name"])  # a path would be this machine's
     (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -34,7 +34,7 @@ class Speech:
 
 
 class Speaker:
-    """Writes conversations as inference will put them: rendered by `runtime.prompts`, tokenised piece by piece.
+    """Writes conversations as inference puts them: rendered by `runtime.prompts`, tokenised piece by piece.
 
     An answer's first token follows the generation prompt and is never merged with it. `system` is put before
     everything through the same template.
@@ -54,8 +54,9 @@ class Speaker:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def speech(self, turns: Sequence[Turn], weight: float = 1.0, name: str = "a pair") -> Speech:
-        """Ids behind the image. Raises RecipeError for control tokens in the text, or a template that rewrites
-        earlier turns.
+        """Ids behind the image.
+
+        Raises RecipeError for control tokens in the text, or a template that rewrites earlier turns.
         """
         self._refuse_control_tokens(turns, name)
         text = render(turns, self._prompting)[1]

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our loss, rates per part, states that are whole or absent, and figures as JSON lines."""
+"""transformers' Trainer with our loss, rates per part, states whole or absent, and figures as JSON lines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from radvlm_edge.errors import OutputError
+from radvlm_edge.training.finetune_loss import weighted_loss
 from radvlm_edge.training.finetune_model import groups
 from radvlm_edge.training.finetune_recipe import FinetuneRecipe
 from radvlm_edge.training.loop import Progress
@@ -25,24 +25,14 @@ STATE = "checkpoint-"
 """How Trainer names a state, before its step."""
 
 
-def losses_of(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the cross entropies of `targets` `[B, K]` under `logits` `[B, K, V]`, in float32."""
-    taught = weights > 0
-    each = F.cross_entropy(logits[taught].float(), targets[taught], reduction="none")
-    return (each * weights[taught]).sum()
-
-
 class FilmTrainer(Trainer):  # type: ignore[misc]
-    """Trains on the order of the data set; a step's loss is the weighted mean over its films on all processes."""
+    """Trains in the run's order; a step's loss is the weighted mean over its films on all processes."""
 
     def __init__(self, *, recipe: FinetuneRecipe, preprocessing: Mapping[str, Any], **given: Any) -> None:
         super().__init__(**given)
-        self.recipe = recipe
+        self.recipe, self._preprocessing = recipe, preprocessing
         # `training_step` then leaves the loss as `compute_loss` gives it: divided by the whole step's weight
         self.model_accepts_loss_kwargs = True
-        self._mean = torch.tensor(preprocessing["mean"], dtype=torch.float32)[:, None, None]
-        self._std = torch.tensor(preprocessing["std"], dtype=torch.float32)[:, None, None]
-        self._rescale = float(preprocessing["rescale"])
         self.cut = 0
         """Tokens of this process that did not fit into the context."""
 
@@ -66,35 +56,19 @@ class FilmTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        targets, weights = inputs["targets"], inputs["weights"]
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            pixel_values=self.pixels(inputs["crops"]),
-            image_sizes=inputs["image_sizes"],
-            logits_to_keep=inputs["kept"],
-        )
-        total = losses_of(outputs.logits, targets, weights)
-        if num_items_in_batch is not None:
-            # processes' gradients are averaged, so that each one's share has to be as many times larger
-            total = total * self.accelerator.num_processes / num_items_in_batch.clamp(min=1e-12)
-        else:
-            total = total / weights.sum().clamp(min=1e-12)
-        return (total, outputs) if return_outputs else total
-
-    def pixels(self, crops: torch.Tensor) -> torch.Tensor:
-        """Grey crops `[B, n, S, S]` uint8 → the tower's input `[B, n, 3, S, S]` float32."""
-        mean, std = self._mean.to(crops.device), self._std.to(crops.device)
-        grey = crops.to(torch.float32)[:, :, None] * self._rescale
-        return (grey - mean) / std
+        total = weighted_loss(model, inputs, self._preprocessing)
+        own = inputs["weights"].sum() if num_items_in_batch is None else num_items_in_batch
+        # processes' gradients are averaged, so that each one's share has to be as many times larger
+        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = total * scale / own.clamp(min=1e-12)
+        return (loss, None) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A state's weights under the names in memory: Trainer would read back the names of files, and drop them."""
+        """A state's weights under the names in memory: under those of files Trainer reads back nothing."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if self.recipe.lora:
-            self.model.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+            save_adapter(self.model, folder, state_dict)
             return
         state = dict(self.model.state_dict() if state_dict is None else state_dict)
         if self.model.config.text_config.tie_word_embeddings:
@@ -110,6 +84,11 @@ class FilmTrainer(Trainer):  # type: ignore[misc]
                 f"{self.args.output_dir}: the state does not fit the model (missing {sorted(missing)[:3]}, "
                 f"unknown {load_result.unexpected_keys[:3]}); choose another folder"
             )
+
+
+def save_adapter(model: Any, folder: Path, state: Any = None) -> None:
+    """peft's files; embeddings are not asked about, which would be asked of the hub."""
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
 
 
 def last_state(folder: Path) -> Path | None:
@@ -128,6 +107,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, first: bool) -> None:
         self._path, self._first = path, first
         self._progress: Progress | None = None
+        self._rates: dict[str, float] = {}
         self.trainer: FilmTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -141,6 +121,12 @@ class Journal(TrainerCallback):  # type: ignore[misc]
             partial = self._path.with_name(self._path.name + ".partial")
             partial.write_text("".join(kept))
             partial.replace(self._path)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """The rates of the update to come; behind it the schedule has moved on."""
+        assert self.trainer is not None
+        groups_now = self.trainer.optimizer.param_groups
+        self._rates = {group["part"]: group["lr"] for group in groups_now if "part" in group}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         """One line: step, epoch of the run, loss, gradient norm, each part's rate, tokens cut off so far."""

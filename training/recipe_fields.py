@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def fill(kind: type[T], given: Any, where: str) -> T:
-    """Build a dataclass of `kind`, nested ones too. Raises RecipeError for unknown, missing, mistyped keys."""
+    """Build a dataclass, nested ones too. Raises RecipeError for unknown, missing and mistyped keys."""
     if not isinstance(given, dict):
         raise RecipeError(f"{where}: expected a mapping, found {given!r}")
     fields = {one.name: one for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
