@@ -22,7 +22,7 @@ from radvlm_edge.runtime.detail import capped
 from radvlm_edge.training.finetune_batch import Collator
 from radvlm_edge.training.finetune_films import Films
 from radvlm_edge.training.finetune_model import counts, load_model, prepare
-from radvlm_edge.training.finetune_order import chosen, whole_run
+from radvlm_edge.training.finetune_order import chosen, repeated, whole_run
 from radvlm_edge.training.finetune_pairs import Pairs, manifest_of, write_table
 from radvlm_edge.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
 from radvlm_edge.training.finetune_save import card, write_adapter, write_checkpoint
@@ -58,7 +58,7 @@ def run(recipe: FinetuneRecipe, out: Path, *, resume: bool) -> Path:
     settings = arguments(recipe, out)
     adapter = recipe.lora is not None and not recipe.lora.merge
     final = out / ("adapter" if adapter else "checkpoint")
-    with settings.main_process_first(desc="claim"):
+    with settings.main_process_first(local=False, desc="claim"):
         start_sha256 = ""
         if settings.process_index == 0:
             start_sha256 = checkpoint.sha256()
@@ -153,6 +153,7 @@ def _films(
     pairs = Pairs(table, data, Path(recipe.root) if recipe.root else None)
     tasks, names = pairs.codes("task")
     used = chosen(pairs.ids() if recipe.tasks else [""] * len(pairs), tasks, names, recipe.tasks, recipe.seed)
+    used = repeated(used, tasks, names, recipe.repeats)
     films, _ = pairs.codes("image")
     order, steps = whole_run(used, films, recipe.pack, recipe.seed, recipe.batch, recipe.epochs, recipe.steps)
     geometry = capped(checkpoint.config.geometry, recipe.detail)
@@ -190,6 +191,12 @@ def _trainer(
         data_collator=collator,
         callbacks=[journal],
     )
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded and recipe.lora and recipe.lora.merge:
+        raise RecipeError(
+            f"{recipe.name}: adapters cannot be merged while weights are sharded (FSDP, DeepSpeed); set "
+            "merge: false, and export the starting checkpoint with --lora"
+        )
     journal.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # standard output is for the checkpoint's path alone
     trainer.remove_callback(ProgressCallback)
@@ -202,14 +209,13 @@ def _finish(
     """Gather the weights on the first process, which writes them."""
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
-    if recipe.lora is None:
-        state = accelerator.get_state_dict(trainer.model_wrapped)
-        if accelerator.is_main_process:
+    state = accelerator.get_state_dict(trainer.model_wrapped)  # of shards, by all processes together
+    if accelerator.is_main_process:
+        if recipe.lora is None:
             write_checkpoint(final, state, model.config, checkpoint, recipe.save_as, about)
-    elif accelerator.is_main_process:
-        if recipe.lora.merge:
+        elif recipe.lora.merge:
             merged = model.merge_and_unload()
             write_checkpoint(final, merged.state_dict(), merged.config, checkpoint, recipe.save_as, about)
         else:
-            write_adapter(final, model, checkpoint, about)
+            write_adapter(final, model, state, checkpoint, about)
     accelerator.wait_for_everyone()

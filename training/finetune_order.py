@@ -33,6 +33,12 @@ def chosen(
     return np.sort(np.array(kept, np.int64))
 
 
+def repeated(used: Ints, tasks: Ints, names: Sequence[str], repeats: Mapping[str, int]) -> Ints:
+    """The used pairs, each as often as `repeats` says of its task."""
+    times = np.array([repeats.get(name, 1) for name in names])
+    return np.repeat(used, times[tasks[used]])
+
+
 @dataclass(frozen=True)
 class Order:
     """Packs in the order of training: pack i is `pairs[bounds[i] : bounds[i + 1]]`, all of one film."""
@@ -48,7 +54,7 @@ class Order:
 
 
 def one_epoch(used: Ints, films: Ints, most: int, seed: int, epoch: int) -> Order:
-    """Every used pair once: shuffled, at most `most` of a film together, packs shuffled again.
+    """Every pair as often as `used` holds it: shuffled, at most `most` of a film together, packs shuffled.
 
     `films[i]` is pair i's film. The same seed and epoch give the same order whatever the machine.
     """

@@ -63,6 +63,8 @@ class FinetuneRecipe:
     """Folder the films' paths lead from, where shards do not hold them; `train --root` goes before it."""
     tasks: dict[str, float] = field(default_factory=dict)
     """Task → share of its pairs that is used, 0 to 1, drawn by a hash of their names; empty: all of all."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """Task → how often each of its pairs comes in an epoch; 1 where it is not named."""
     seed: int = 0
     epochs: float = 1.0
     steps: int | None = None
@@ -137,6 +139,7 @@ def check(recipe: FinetuneRecipe, where: str) -> None:
     }
     positive |= {f"rates, {part}": recipe.rates.of(part) for part in PARTS}
     positive |= {"steps": recipe.steps, "detail": recipe.detail}
+    positive |= {f"repeats, {task}": number for task, number in recipe.repeats.items()}
     if recipe.lora:
         positive |= {"lora, rank": recipe.lora.rank, "lora, alpha": recipe.lora.alpha}
     for key, value in positive.items():

@@ -103,12 +103,14 @@ def write_checkpoint(
     return folder
 
 
-def write_adapter(folder: Path, model: Any, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
+def write_adapter(
+    folder: Path, model: Any, state: Any, checkpoint: Checkpoint, about: Mapping[str, Any]
+) -> Path:
     """Write peft's files beside their place, see that they fit the starting checkpoint, then move them."""
     partial = folder.with_name(f".{folder.name}.partial")
     for stale in (partial, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    save_adapter(model, partial)
+    save_adapter(model, partial, state)
     settings = json.loads((partial / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(checkpoint.facts["name"])  # a path would be this machine's
     (partial / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -129,17 +129,14 @@ class Journal(TrainerCallback):  # type: ignore[misc]
         self._rates = {group["part"]: group["lr"] for group in groups_now if "part" in group}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """One line: step, epoch of the run, loss, gradient norm, each part's rate, tokens cut off so far."""
+        """One line: step, loss, gradient norm, each part's rate, and tokens cut off by this process so far."""
         if not self._first or not logs or "loss" not in logs:
             return
         assert self.trainer is not None and self._progress is not None
         line: dict[str, Any] = {"stage": "finetune", "step": state.global_step, "loss": logs["loss"]}
         if "grad_norm" in logs:
             line["grad_norm"] = float(logs["grad_norm"])
-        rates = {
-            group["part"]: group["lr"] for group in self.trainer.optimizer.param_groups if "part" in group
-        }
-        line |= {f"rate_{part}": rate for part, rate in rates.items()}
+        line |= {f"rate_{part}": rate for part, rate in self._rates.items()}
         if self.trainer.cut:
             line["cut"] = self.trainer.cut
         with self._path.open("a") as file:
