@@ -5,7 +5,7 @@ python -m radvlm_edge.benchmarks.ablation OUT --start training/nano --task regio
 Every run starts from the same tower, which stays as it is, and a projector and language model drawn anew
 (the start's would know the tasks already), and takes the same number of steps of the same number of films.
 `single` sees the task's share alone; `joint` also everything of the other tasks, the task's own pairs
-repeated so that they keep their place in the mix. Runs are kept: a killed ablation goes on with the same command.
+repeated so that they keep their place in the mix. Runs are kept: the same command goes on with a killed one.
 OUT/ablation.json holds the figures, OUT/ablation.png the picture, whatever comes out.
 """
 

@@ -312,7 +312,7 @@ def test_the_papers_recipe_differs_in_values_only() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rates": {"tower": "1e-5"}}, "rates, tower is '1e-5'; float is needed"),
+        ({"rates": {"tower": "fast"}}, "rates, tower is 'fast'; float is needed"),
         ({"rates": {"head": 1e-5}}, "unknown key 'head'"),
         ({"rates": {}}, "names no part"),
         ({"rates": None}, "expected a mapping"),
@@ -336,6 +336,11 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, change: dict[str, Any], said
     with pytest.raises(RecipeError, match=said) as caught:
         load_finetune_recipe(path)
     assert "\n" not in str(caught.value)
+
+
+def test_exponents_are_numbers_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("{kind: finetune, name: t, rates: {tower: 1e-5, language: 2.5E-6}}")
+    assert load_finetune_recipe(tmp_path / "r.yaml").rates == Rates(1e-5, None, 2.5e-6)
 
 
 def test_a_projector_may_be_trained_in_full_beside_adapters() -> None:

@@ -27,7 +27,7 @@ def chosen(
         raise RecipeError(f"tasks: the data has no pair of {unknown[0]!r}; it has {', '.join(sorted(names))}")
     kept = []
     for name, share in shares.items():
-        own = np.flatnonzero(tasks == names.index(name))
+        own = np.flatnonzero(tasks == names.index(name)).tolist()
         ranks = sorted(own, key=lambda at: hashlib.sha256(f"{seed}\x00{ids[at]}".encode()).digest())
         kept += ranks[: max(1, round(share * len(own))) if share else 0]
     return np.sort(np.array(kept, np.int64))

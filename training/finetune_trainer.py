@@ -129,7 +129,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
         self._rates = {group["part"]: group["lr"] for group in groups_now if "part" in group}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        """One line: step, loss, gradient norm, each part's rate, and tokens cut off by this process so far."""
+        """One line: step, loss, gradient norm, each part's rate, tokens cut off by this process so far."""
         if not self._first or not logs or "loss" not in logs:
             return
         assert self.trainer is not None and self._progress is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -58,6 +59,9 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: a mapping is needed, found {value!r}")
         return {str(key): _value(arguments[1], one, f"{where}, {key}") for key, one in value.items()}
+    if wanted is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # 1e-5 is a number in YAML 1.2, text in 1.1, which PyYAML reads
+            value = float(value)
     accepted = (int, float) if wanted is float else (wanted,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
         raise RecipeError(f"{where} is {value!r}; {wanted.__name__} is needed")
