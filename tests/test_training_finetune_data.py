@@ -13,11 +13,13 @@ pytest.importorskip("torch", reason="needs the torch world (extra `train`)")
 pytest.importorskip("accelerate", reason="needs the torch world (extra `train`)")
 
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import make_checkpoint
 from tools.synthetic_index import Index
 
+from radvlm_edge.cli import cli
 from radvlm_edge.errors import RecipeError
 from radvlm_edge.export.checkpoint import Checkpoint, open_checkpoint
 from radvlm_edge.runtime.crops import cut
@@ -345,6 +347,11 @@ def test_exponents_are_numbers_as_people_write_them(tmp_path: Path) -> None:
 
 def test_a_projector_may_be_trained_in_full_beside_adapters() -> None:
     check(FinetuneRecipe(kind="finetune", name="t", rates=Rates(None, 1e-4, 1e-4), lora=Lora()), "here")
+
+
+def test_folders_are_for_fine_tuning_alone() -> None:
+    result = CliRunner().invoke(cli, ["train", str(ROOT / "recipes" / "nano.yaml"), "--start", "x"])
+    assert result.exit_code == 2 and "for recipes of kind finetune" in result.output
 
 
 @pytest.mark.parametrize("name", ["one-gpu", "fsdp", "deepspeed"])

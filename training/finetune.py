@@ -39,8 +39,12 @@ def run_recipe(
     CheckpointError, one line each.
     """
     recipe = load_finetune_recipe(path)
-    given = {"start": start, "data": data, "root": root}
-    recipe = replace(recipe, **{key: str(value) for key, value in given.items() if value is not None})
+    recipe = replace(
+        recipe,
+        start=str(start) if start else recipe.start,
+        data=str(data) if data else recipe.data,
+        root=str(root) if root else recipe.root,
+    )
     return run(recipe, out, resume=resume)
 
 

@@ -151,7 +151,8 @@ class Pairs:
         if row["size"] > 0:
             with (self._data / row["shard"]).open("rb") as file:
                 file.seek(row["place"])
-                return file.read(row["size"])
+                content: bytes = file.read(row["size"])
+                return content
         if self._root is None:
             raise RecipeError(
                 f"{row['id']}: its film is not in the shard; pass --root, the folder `dataset build` had"

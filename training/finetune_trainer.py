@@ -28,6 +28,8 @@ STATE = "checkpoint-"
 class FilmTrainer(Trainer):  # type: ignore[misc]
     """Trains in the run's order; a step's loss is the weighted mean over its films on all processes."""
 
+    optimizer: Any
+
     def __init__(self, *, recipe: FinetuneRecipe, preprocessing: Mapping[str, Any], **given: Any) -> None:
         super().__init__(**given)
         self.recipe, self._preprocessing = recipe, preprocessing
