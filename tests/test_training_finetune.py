@@ -292,6 +292,52 @@ def test_an_adapter_merges_to_what_peft_merges(start: Path, recipe: Recipes, tmp
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=1e-5)
 
 
+def test_adapters_go_on_exactly_too(recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="peft is not installed (extra `train`)")
+    from safetensors.torch import load_file
+
+    given = recipe(lora=Lora(rank=4, alpha=8.0, dropout=0.1))
+    straight = run(given, tmp_path / "straight", resume=False)
+
+    class KilledError(Exception):
+        pass
+
+    step = FilmTrainer.training_step
+
+    def dying(self: FilmTrainer, *inputs: Any, **named: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KilledError
+        return step(self, *inputs, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FilmTrainer, "training_step", dying)
+        with pytest.raises(KilledError):
+            run(given, tmp_path / "killed", resume=False)
+    resumed = run(given, tmp_path / "killed", resume=True)
+    first, second = (load_file(one / "adapter_model.safetensors") for one in (straight, resumed))
+    assert any("lora_B" in name for name in first) and any("projector" in name for name in first)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_film_that_is_gone_is_one_line(
+    root: Path, recipe: Recipes, straight: Path, tmp_path: Path, workers: int
+) -> None:
+    """Read in this process or in a worker; with all films there a worker changes nothing."""
+    import shutil
+
+    fewer = tmp_path / "collections"
+    shutil.copytree(root, fewer)
+    if workers:
+        run(recipe(root=str(fewer), workers=1, steps=1), tmp_path / "whole", resume=False)
+        assert figures(tmp_path / "whole")[0]["loss"] == figures(straight)[0]["loss"]
+    for film in fewer.glob("NIH-CXR14/images/*.png"):
+        film.unlink()
+    with pytest.raises(RecipeError, match=r"nih-cxr14/.*: no such file") as caught:
+        run(recipe(root=str(fewer), workers=workers), tmp_path / "run", resume=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_four_bits_need_a_gpu(start: Path, recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="NVIDIA GPU"):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
 
-from radvlm_edge.errors import OutputError
+from radvlm_edge.errors import OutputError, RecipeError
 from radvlm_edge.training.finetune_loss import weighted_loss
 from radvlm_edge.training.finetune_model import groups
 from radvlm_edge.training.finetune_recipe import FinetuneRecipe
@@ -50,7 +50,10 @@ class FilmTrainer(Trainer):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The batches of one step, and the weight they have together on all processes."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except RecipeError as error:  # a worker's comes with the worker's traceback in its text
+            raise RecipeError(str(error).rpartition("RecipeError: ")[2].strip()) from error
         own = sum((one["weights"].sum() for one in samples), start=torch.zeros(()))
         self.cut += int(sum(int(one["cut"].sum()) for one in samples))
         return samples, self.accelerator.gather(own.to(device).reshape(1)).sum()
