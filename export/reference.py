@@ -61,14 +61,14 @@ def build_reference(checkpoint: Checkpoint) -> Any:
     The whole model is in memory: for small checkpoints, and to check `streaming_reference` against.
     """
     model = LlavaOnevisionForConditionalGeneration(model_config(checkpoint)).float().eval()
-    state = {_in_memory(name): checkpoint.tensor(name).float() for name in checkpoint.where}
+    state = {in_memory(name): checkpoint.tensor(name).float() for name in checkpoint.where}
     if checkpoint.tied:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
     model.load_state_dict(state, strict=True)
     return model
 
 
-def _in_memory(name: str) -> str:
+def in_memory(name: str) -> str:
     """Canonical name → the name inside transformers 4.57's model."""
     if name == "language_model.lm_head.weight":
         return "lm_head.weight"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -94,6 +95,14 @@ def check_question(question: str, prompting: Prompting) -> str:
     return question
 
 
+@lru_cache(maxsize=8)
+def _compiled(chat_template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
+    )
+    return environment.from_string(chat_template)
+
+
 def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
     """Prompt text before and after the image, as the checkpoint's chat template writes it.
 
@@ -106,12 +115,8 @@ def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
         messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
         if turn.answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
-    )
     try:
-        template = environment.from_string(prompting.chat_template)
-        text = template.render(messages=messages, add_generation_prompt=True)
+        text = _compiled(prompting.chat_template).render(messages=messages, add_generation_prompt=True)
     except TemplateError as error:
         raise BundleError(
             f"the bundle's chat template does not render: {' '.join(str(error).split())}"

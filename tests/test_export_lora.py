@@ -91,11 +91,11 @@ def test_peft_itself_agrees(tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "l")
     expected = adapted.merge_and_unload().state_dict()
     merged = open_checkpoint(base, lora=tmp_path / "l")
-    from radvlm_edge.export.reference import _in_memory
+    from radvlm_edge.export.reference import in_memory
 
     assert merged.adapter is not None and len(merged.adapter.low_rank) == 2 + 2 + 2 + 1
     for name in merged.where:
-        torch.testing.assert_close(merged.tensor(name), expected[_in_memory(name)], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(merged.tensor(name), expected[in_memory(name)], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
