@@ -15,6 +15,7 @@ from radvlm_edge.runtime.choices import score
 from radvlm_edge.runtime.drafting import Drafter, Phrases
 from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, Row, build_identity
 from radvlm_edge.runtime.many import Together, Written
+from radvlm_edge.runtime.overlap import Coming
 from radvlm_edge.runtime.prefill import SplitPrefill
 from radvlm_edge.runtime.vision import available_cpus
 
@@ -92,8 +93,10 @@ class LanguageModel:
         """The same of the engine that prefills embeddings, if it is another one."""
         return self.split.described() if self.split is not None else None
 
-    def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
+    def start(self, items: Sequence[list[int] | npt.NDArray[np.float32] | Coming]) -> int:
         """Prefill a new prefix from token ids and embeddings `[t, d]`; return how many were really run.
+
+        Embeddings may still be coming (overlap.py): they are run in the same batches as they arrive.
 
         Ids the prefix begins with (the prompt's static head) are kept if the last prefix began with
         the same: one pass over the weights less, bitwise the same, since they are a batch of their own.
@@ -109,19 +112,22 @@ class LanguageModel:
         kept, self.spent_ms = self.prefix_tokens, {}
         for item in items:
             if len(item):
-                began = time.perf_counter()
-                other = self.split if isinstance(item, np.ndarray) and self._hand_over(item) else None
+                began, waited_ms = time.perf_counter(), _waited_ms(item)
+                other = self.split if not isinstance(item, list) and self._hand_over(item) else None
                 if other is None:
                     self._llama.decode(item, self.prefix_tokens, PREFIX)
                 name = other.engine.backend if other is not None else "llama.cpp"
-                took_ms = (time.perf_counter() - began) * 1e3
+                took_ms = (time.perf_counter() - began) * 1e3 - (_waited_ms(item) - waited_ms)
                 self.spent_ms[name] = self.spent_ms.get(name, 0.0) + took_ms
                 self.prefix_tokens += len(item)
         self._head = head
         return self.prefix_tokens - kept
 
-    def _hand_over(self, embeddings: npt.NDArray[np.float32]) -> bool:
-        """Prefill embeddings in the other engine; False, and a note, if that is left to llama.cpp."""
+    def _hand_over(self, embeddings: npt.NDArray[np.float32] | Coming) -> bool:
+        """Prefill embeddings in the other engine; False, and a note, if that is left to llama.cpp.
+
+        Raises what the tower raised, if they were still coming and it gave up.
+        """
         if self.split is None:
             return False
         before = self._llama.save(PREFIX)
@@ -131,6 +137,8 @@ class LanguageModel:
             if held != self.prefix_tokens + len(embeddings):
                 raise BackendError(f"llama.cpp holds {held} tokens of the K/V it was given")
         except BackendError as error:
+            if isinstance(embeddings, Coming) and embeddings.failed:
+                raise
             self.notes.append(f"{error}; llama.cpp prefills from here on")
             self.split = None
             self._llama.forget(PREFIX)
@@ -278,6 +286,10 @@ class LanguageModel:
                 f"{self.prefix_tokens} for the film and {max_tokens} for the answer; "
                 f"at most {max(room, 0)} are left; shorten it or lower --max-tokens"
             )
+
+
+def _waited_ms(item: list[int] | npt.NDArray[np.float32] | Coming) -> float:
+    return item.waited_ms if isinstance(item, Coming) else 0.0
 
 
 def _shared(held: list[int], wanted: list[int]) -> int:

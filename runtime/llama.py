@@ -10,7 +10,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.llama_settings import settings_for
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.overlap import Coming
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -91,6 +94,7 @@ class Llama:
         quiet()
         offload = bool(llama_cpp.llama_supports_gpu_offload())
         wanted = settings_for(gpu_layers, flash_attention, kv_type, offload=offload)
+        self.on_gpu = offload and wanted.gpu_layers != 0
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = wanted.gpu_layers
         options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
@@ -161,7 +165,7 @@ class Llama:
         count = llama_cpp.llama_token_to_piece(self._live(self._vocab), token, buffer, len(buffer), 0, False)
         return buffer.raw[: max(count, 0)]
 
-    def decode(self, items: list[int] | npt.NDArray[np.float32], start: int, sequence: int) -> None:
+    def decode(self, items: list[int] | npt.NDArray[np.float32] | Coming, start: int, sequence: int) -> None:
         """Run tokens (ids, or embeddings `[t, d]` float32) from position `start` of a sequence.
 
         Logits are computed for the last one only.

@@ -17,6 +17,7 @@ from radvlm_edge.runtime.llama import Buffer
 from radvlm_edge.runtime.studies import StudyStore, study_key
 
 if TYPE_CHECKING:
+    from radvlm_edge.runtime.overlap import Coming
     from radvlm_edge.runtime.reader import Study
 
 VISION_ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
@@ -95,16 +96,19 @@ class Recall:
         study.cache = "hit" if found else "miss"
         return found
 
-    def prefill(self, study: Study) -> float:
-        """Prefill a study's prefix from its image tokens; returns how long it took in milliseconds."""
-        began, image = time.perf_counter(), study.image
+    def prefill(self, study: Study, coming: Coming | None = None) -> float:
+        """Prefill a study's prefix from its image tokens; returns how long it took in milliseconds.
+
+        `coming`: the tokens, where they are still being encoded; waiting for them is not counted.
+        """
+        began, image = time.perf_counter(), study.image if coming is None else coming
         engine = self._language.split
         study.uncharged_tokens += self._language.start([self.head, image])
         if self._language.split is not engine:
             study.key = None  # it names an engine that has just failed
         study.notes += self._language.notes
         self._language.notes = []
-        took_ms = (time.perf_counter() - began) * 1e3
+        took_ms = (time.perf_counter() - began) * 1e3 - (coming.waited_ms if coming is not None else 0.0)
         study.uncharged_ms += took_ms
         self._current = weakref.ref(study)
         return took_ms
