@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
+from radvlm_edge.runtime.llama_library import llama_cpp
 from radvlm_edge.runtime.llama_settings import settings_for
 
 if TYPE_CHECKING:
     from radvlm_edge.runtime.overlap import Coming
 
 
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp logs hundreds of lines a load; what matters comes back as an error."""
+@lru_cache(maxsize=1)
+def _silent() -> Any:
+    """A callback that says nothing: llama.cpp logs hundreds of lines a load; what matters is an error."""
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def quiet() -> None:
     """Keep llama.cpp from writing to stderr, and ready its backends."""
-    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
@@ -58,7 +61,7 @@ def build_identity() -> dict[str, object]:
             sha.update(file.read())
     return {
         "libraries": sha.hexdigest(),
-        "version": llama_cpp.__version__,
+        "version": importlib.metadata.version("llama-cpp-python"),
         "system": llama_cpp.llama_print_system_info().decode(),
         "state": llama_cpp.LLAMA_STATE_SEQ_VERSION,
     }

@@ -7,7 +7,6 @@ answer = study.ask("any effusion?")
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from radvlm_edge.errors import RadvlmError
@@ -16,13 +15,17 @@ if TYPE_CHECKING:
     from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.reader import Options, Reader, Study
 
-__all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
+    __version__: str
 
-__version__ = version("radvlm-edge")
+__all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the engines only when the reader is first used."""
+    """Load the engines only when the reader is first used, and look the version up when it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("radvlm-edge")
     if name in __all__:
         from radvlm_edge.runtime import reader
 

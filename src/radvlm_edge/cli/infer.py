@@ -82,7 +82,7 @@ def infer(
     if not asks and not tasks:
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
     questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
-    with open_reader(bundle, **options) as reader:
+    with open_reader(bundle, ahead=None if films[0] == "-" else films[0], **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
         failed = 0
@@ -211,6 +211,7 @@ def _record(
             "decode_film": round(looked.decode_film_ms, 2),
             "crops": round(looked.crops_ms, 2),
             "vision": round(looked.vision_ms, 2),
+            "overlapped": round(looked.overlapped_ms, 2),
             "cache": round(looked.cache_ms, 2),
             "prefill": round(sum(answer["timing_ms"]["prefill"] for answer in answers), 2),
             "prefill_other": round(sum(ms for n, ms in looked.prefill_by_ms.items() if n != "llama.cpp"), 2),

@@ -1,0 +1,33 @@
+"""The checkpoint's own chat template, rendered in a sandbox. Apart from prompts.py, which is read without Jinja."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from radvlm_edge.errors import BundleError
+
+
+class _Generation(Extension):
+    """Accepts transformers' `{% generation %}` block, which only marks training targets."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def render_messages(template: str, messages: Sequence[Mapping[str, object]]) -> str:
+    """Prompt text of `messages`, the assistant's turn begun. Raises BundleError if it does not render."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
+    )
+    try:
+        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+    except TemplateError as error:
+        raise BundleError(f"the bundle's chat template does not render: {error}") from error
