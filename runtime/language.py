@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
-from radvlm_edge.runtime.choices import score
+from radvlm_edge.runtime.choices import score, score_many
 from radvlm_edge.runtime.drafting import Drafter, Phrases
 from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, Row, build_identity
-from radvlm_edge.runtime.many import Together, Written
+from radvlm_edge.runtime.many import Together, Written, common_stem
 from radvlm_edge.runtime.overlap import Coming
 from radvlm_edge.runtime.prefill import SplitPrefill
 from radvlm_edge.runtime.vision import available_cpus
@@ -276,6 +276,22 @@ class LanguageModel:
         prefilled = self.prefill(tail)
         scores, run = score(self._llama, choices, position=self.prefix_tokens + len(tail))
         return scores, prefilled + run
+
+    def score_together(
+        self, tails: Sequence[list[int]], choices: Sequence[list[int]]
+    ) -> tuple[list[list[float]], int]:
+        """As `score`, for several tails in one batch; what all begin with is run once."""
+        self._tail = []
+        stem = common_stem(tails)
+        try:
+            self._llama.fork(PREFIX, TAIL)
+            if stem:
+                self._llama.decode(stem, self.prefix_tokens, TAIL)
+            rests = [tail[len(stem) :] for tail in tails]
+            scores, run = score_many(self._llama, rests, choices, position=self.prefix_tokens + len(stem))
+        finally:
+            self._llama.forget(TAIL)
+        return scores, len(stem) + run
 
     def check_room(self, tail_tokens: int, max_tokens: int) -> None:
         """Raise QuestionError unless prefix, tail and answer fit the context."""

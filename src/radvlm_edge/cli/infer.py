@@ -151,8 +151,7 @@ def _decide(
     film: str, study: Study, questions: list[str], choices: list[str], as_json: bool
 ) -> list[dict[str, Any]]:
     records = []
-    for question in questions:
-        choice = study.choose(question, choices)
+    for question, choice in zip(questions, study.choose_many(questions, choices), strict=True):
         if not as_json:
             shares = ", ".join(f"{text} {share:.3f}" for text, share in choice.probabilities.items())
             click.echo(f"{film}: {question}: {shares} ({_sure(choice)})", err=True)
