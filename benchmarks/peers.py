@@ -57,7 +57,9 @@ CHECKPOINTS = {"nano": None, "radvlm-0.5b": "0.5b", "radvlm-7b": "7b", "eighth":
 GIB = 1 << 30
 
 
-def prepare(geometry: str, work: Path, *, bundle: Path | None, say: Callable[[str], None]) -> tuple[Path, Path]:
+def prepare(
+    geometry: str, work: Path, *, bundle: Path | None, say: Callable[[str], None]
+) -> tuple[Path, Path]:
     """Checkpoint and bundle, made in `work` unless they are there; `nano`: those that ship with the sources."""
     scale = CHECKPOINTS[geometry]
     work.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,9 @@ def measure(
     return {
         "format": FORMAT,
         "machine": machine(),
-        "setup": {k: v for k, v in asdict(setup).items() if k not in ("checkpoint", "bundle", "work", "film")},
+        "setup": {
+            k: v for k, v in asdict(setup).items() if k not in ("checkpoint", "bundle", "work", "film")
+        },
         "rounds": rounds,
         "peers": {name: _merged(rows) for name, rows in found.items() if rows},
         "failed": failed,
@@ -131,9 +135,7 @@ def _write_mmproj(setup: Setup) -> None:
     new.replace(setup.mmproj_file())
 
 
-def _run(
-    name: str, setup: Setup, out: Path, memory_bytes: int, limit_s: float, *, extras: bool
-) -> None:
+def _run(name: str, setup: Setup, out: Path, memory_bytes: int, limit_s: float, *, extras: bool) -> None:
     """One peer's process; its file is there when it ended well. Raises BackendError with its last line."""
     part = out.with_suffix(".part")
     command = peers_child.command(name, setup, part, memory_bytes, extras=extras)

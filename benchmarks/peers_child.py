@@ -1,6 +1,6 @@
 """One peer in a process of its own, bounded in memory: loads, warms up, is timed, writes JSON and ends.
 
-    python -m radvlm_edge.benchmarks.peers_child PEER SETUP_JSON OUT
+python -m radvlm_edge.benchmarks.peers_child PEER SETUP_JSON OUT
 """
 
 from __future__ import annotations

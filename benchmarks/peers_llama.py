@@ -46,7 +46,7 @@ class LlamaPeer:
         if not self._mtmd:
             raise BackendError(f"{mmproj}: llama.cpp's multimodal path cannot load this file")
         self.load_ms = (time.perf_counter() - began) * 1e3
-        self._prompting = setup.prompting()
+        self._prompting, self._render = setup.prompting(), setup.render
         self._stop_ids = self._prompting.stop_ids
         self._image_tokens = 0
         self._bytes = {"language": language.stat().st_size, "vision": mmproj.stat().st_size}
@@ -61,7 +61,7 @@ class LlamaPeer:
 
     def cold(self, film: bytes, question: str, written: Written) -> Asked:
         began = time.perf_counter()
-        pixels = load_film(film).pixels
+        pixels = load_film(film, render=self._render).pixels
         rgb = np.ascontiguousarray(np.asarray(Image.fromarray(pixels).convert("RGB")))
         self._model.clear()
         head, tail = prompts.render([prompts.Turn(question)], self._prompting)

@@ -104,7 +104,7 @@ class OursPeer:
         def bare() -> None:
             llama, start = language.engine, language.prefix_tokens + len(tail)
             for at in range(tokens - 1):
-                llama.decode([at % 100], start + at, TAIL)
+                llama.step(at % 100, start + at, TAIL)
             llama.logits()
 
         for _ in range(ATTEMPTS):
@@ -154,9 +154,7 @@ class OursPeer:
                     peaks[name] = run.counts["peak_bytes"]
                     if run.counts["hit"] != int(name == processes.SECOND):
                         raise BackendError(f"{name}: the study cache was not used as it should")
-        return {
-            name: {"ms": summary(rows), "peak_bytes": peaks[name]} for name, rows in found.items()
-        }
+        return {name: {"ms": summary(rows), "peak_bytes": peaks[name]} for name, rows in found.items()}
 
     def close(self) -> None:
         self.reader.close()

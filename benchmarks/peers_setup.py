@@ -62,9 +62,12 @@ class Setup:
     @property
     def context(self) -> int:
         """Positions for the largest film, a question and the longest answer."""
-        return min(
-            self.geometry.context, self.geometry.max_image_tokens + 512 + max(self.decode_tokens, 512)
-        )
+        return min(self.geometry.context, self.geometry.max_image_tokens + 512 + max(self.decode_tokens, 512))
+
+    @property
+    def render(self) -> str:
+        """How films become grey: the bundle's way, for all."""
+        return Bundle.open(self.bundle).manifest.render
 
     def prompting(self) -> Prompting:
         return Bundle.open(self.bundle).manifest.prompting

@@ -45,7 +45,7 @@ class TransformersPeer:
         self.checkpoint = open_checkpoint(Path(setup.checkpoint))
         self.model = build_reference(self.checkpoint).to(dtype)
         self.load_ms = (time.perf_counter() - began) * 1e3
-        self.dtype, self.kept, self.geometry = dtype, kept, setup.geometry
+        self.dtype, self.kept, self.geometry, self.render = dtype, kept, setup.geometry, setup.render
         pinpoints = [list(pair) for pair in self.geometry.pinpoints]
         self.model.config.image_grid_pinpoints = pinpoints
         settings = {**self.checkpoint.processor, "image_grid_pinpoints": pinpoints}
@@ -75,7 +75,7 @@ class TransformersPeer:
 
     def _inputs(self, question: str) -> dict[str, Any]:
         """What LlavaOnevisionProcessor would give: the image's place is taken by as many `<image>` as it has."""
-        pixels = load_film(self._film).pixels
+        pixels = load_film(self._film, render=self.render).pixels
         views = self.processor(Image.fromarray(pixels).convert("RGB"), return_tensors="pt")["pixel_values"]
         self._image_tokens = crops.plan(*pixels.shape, self.geometry).image_tokens
         head, tail = prompts.render([prompts.Turn(question)], self.checkpoint.prompting)

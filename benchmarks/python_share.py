@@ -1,7 +1,9 @@
 """How much of a warm answer is Python: all of its time but that inside llama.cpp.
 
 Every function of llama.cpp's bindings is timed where it is called; what is left is Python, numpy (the choice of
-a token among the logits) and the timing itself, so the share is an upper bound.
+a token among the logits) and the timing itself, so the share is an upper bound. Times are CPU time of the calling
+thread, which takes part in llama.cpp's work: another process that takes the CPU away between two calls is not
+counted. Where a GPU works while that thread sleeps, the share is overestimated.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ class Spent:
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return function(*arguments)
             finally:
-                self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - began) * 1e3
+                self.ms[name] = self.ms.get(name, 0.0) + (time.thread_time() - began) * 1e3
                 self.calls[name] = self.calls.get(name, 0) + 1
 
         return call
@@ -62,21 +64,21 @@ def watched() -> Iterator[Spent]:
 
 
 def share(study: Study, question: str, *, tokens: int, repeats: int = 5) -> dict[str, Any]:
-    """Share of Python in answers of at most so many tokens about a film the context holds; the least of several."""
+    """Share of Python in answers of at most so many tokens, the film in the context; the least of several."""
     study.ask(question, max_tokens=tokens).finish()
     rows = []
     for _ in range(repeats):
         with watched() as spent:
-            began = time.perf_counter()
+            began = time.thread_time()
             answer = study.ask(question, max_tokens=tokens).finish()
-            whole_ms = (time.perf_counter() - began) * 1e3
+            whole_ms = (time.thread_time() - began) * 1e3
         inside_ms = sum(spent.ms.values())
         rows.append((1 - inside_ms / whole_ms, whole_ms, inside_ms, spent, len(answer._logprobs)))
     least, whole_ms, inside_ms, spent, steps = min(rows, key=lambda row: row[0])
     return {
         "share": round(least, 4),
-        "answer_ms": round(whole_ms, 3),
-        "llama_ms": round(inside_ms, 3),
+        "answer_cpu_ms": round(whole_ms, 3),
+        "llama_cpu_ms": round(inside_ms, 3),
         "steps": steps,
         "calls": spent.calls,
     }

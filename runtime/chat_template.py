@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -22,12 +23,18 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render_messages(template: str, messages: Sequence[Mapping[str, object]]) -> str:
-    """Prompt text of `messages`, the assistant's turn begun. Raises BundleError if it does not render."""
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    """Compiling takes longer than decoding a token of a small model: once for all questions."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
     )
+    return environment.from_string(template)
+
+
+def render_messages(template: str, messages: Sequence[Mapping[str, object]]) -> str:
+    """Prompt text of `messages`, the assistant's turn begun. Raises BundleError if it does not render."""
     try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+        return _compiled(template).render(messages=messages, add_generation_prompt=True)
     except TemplateError as error:
         raise BundleError(f"the bundle's chat template does not render: {error}") from error

@@ -243,7 +243,7 @@ class LanguageModel:
         self.passes += 1
         start = self.prefix_tokens + len(self._tail)
         if len(tokens) == 1:
-            self._llama.decode(tokens, start, TAIL)
+            self._llama.step(tokens[0], start, TAIL)
             return self._llama.logits()[None]
         return self._llama.run([Row(token, start + at, TAIL, True) for at, token in enumerate(tokens)])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.llama_library import llama_cpp
 from radvlm_edge.runtime.llama_settings import settings_for
+from radvlm_edge.runtime.versions import version_of
 
 if TYPE_CHECKING:
     from radvlm_edge.runtime.overlap import Coming
@@ -61,7 +61,7 @@ def build_identity() -> dict[str, object]:
             sha.update(file.read())
     return {
         "libraries": sha.hexdigest(),
-        "version": importlib.metadata.version("llama-cpp-python"),
+        "version": version_of("llama-cpp-python"),
         "system": llama_cpp.llama_print_system_info().decode(),
         "state": llama_cpp.LLAMA_STATE_SEQ_VERSION,
     }
@@ -135,9 +135,14 @@ class Llama:
         # llama.cpp rounds up; the caller's limit stays the limit.
         self.context: int = min(context, llama_cpp.llama_n_ctx(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._one: Any = None
+        self._seen: tuple[int, npt.NDArray[np.float32]] | None = None
 
     def close(self) -> None:
         if self._context:
+            if self._one is not None:
+                llama_cpp.llama_batch_free(self._one)
+            self._one = self._seen = None
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)
             self._context = self._memory = self._vocab = self._model = None
@@ -201,6 +206,14 @@ class Llama:
         finally:
             llama_cpp.llama_batch_free(batch)
 
+    def step(self, token: int, position: int, sequence: int) -> None:
+        """Run one token; logits follow it. As `decode` of one, with a batch that is kept."""
+        if self._one is None:
+            self._one = llama_cpp.llama_batch_init(1, 0, 1)
+            self._one.n_tokens, self._one.n_seq_id[0], self._one.logits[0] = 1, 1, True
+        self._one.token[0], self._one.pos[0], self._one.seq_id[0][0] = token, position, sequence
+        self._run(self._one, position)
+
     def run(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Run tokens of several sequences together; logits `[n, vocab]` of the rows that want them, in order.
 
@@ -233,7 +246,10 @@ class Llama:
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
         pointer = llama_cpp.llama_get_logits_ith(self._live(self._context), index)
-        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
+        address = ctypes.addressof(pointer.contents)
+        if self._seen is None or self._seen[0] != address:  # llama.cpp writes to one place most of the time
+            self._seen = address, np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+        return self._seen[1].copy()
 
     def fork(self, source: int, target: int) -> None:
         """Let sequence `target` share everything `source` holds."""

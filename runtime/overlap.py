@@ -28,7 +28,7 @@ T = TypeVar("T")
 def pays(*, vision_on_cpu: bool, language_on_cpu: bool) -> bool:
     """Whether encoding and prefilling at once is worth it: only where they do not share a processor.
 
-    On one CPU both want all of it (docs/decisions/0022); on one GPU likewise.
+    On one CPU both want all of it (docs/decisions/0026); on one GPU likewise.
     """
     return vision_on_cpu != language_on_cpu
 
@@ -109,9 +109,7 @@ class Coming:
                 self._ready = self._packer.ready
                 self._changed.notify_all()
         if self._ready < len(self):
-            raise BackendError(
-                f"the vision engine gave {self._ready} image tokens; the film has {len(self)}"
-            )
+            raise BackendError(f"the vision engine gave {self._ready} image tokens; the film has {len(self)}")
 
 
 class Ahead(Generic[T]):

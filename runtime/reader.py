@@ -176,9 +176,7 @@ class Study:
         """
         return self.reader._choose(self, question, choices)
 
-    def choose_many(
-        self, questions: Sequence[str], choices: Sequence[str] = ("Yes", "No")
-    ) -> list[Choice]:
+    def choose_many(self, questions: Sequence[str], choices: Sequence[str] = ("Yes", "No")) -> list[Choice]:
         """`choose` for several questions in one batch: the weights are read once for up to `BRANCHES` of them.
 
         The same probabilities as one by one, within the engine's rounding; the first counts what all begin
@@ -280,8 +278,9 @@ class Reader:
 
         Files found as sealed before that look unchanged are not hashed again (`Bundle.check`).
         Raises BundleError for a bundle that is not what was sealed or whose answers were measured beyond
-        its limits, BackendError if an engine cannot load an artefact, StudyCacheError for a study cache
-        that cannot be used.
+        its limits, BackendError if an engine cannot load an artefact (with a study cache, `look` raises it
+        for the tower, which is opened when it is needed), StudyCacheError for a study cache that cannot be
+        used.
         """
         began = time.perf_counter()
         options = options or Options()
@@ -324,7 +323,9 @@ class Reader:
         fidelity = check_fidelity(bundle, options)
         geometry = capped(bundle.manifest.geometry, resolve(options.detail))
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        tower, chosen, note = open_for(bundle, vision, options.threads, options.vision_backend)
+        tower, chosen, note = open_for(
+            bundle, vision, options.threads, options.vision_backend, late=store is not None
+        )
         model = LanguageModel(
             language,
             context=context,
@@ -462,7 +463,8 @@ class Reader:
         if self.options.overlap is not None:
             return self.options.overlap
         return pays(
-            vision_on_cpu="CPU" in self.tower.backend.upper(), language_on_cpu=not self._language.engine.on_gpu
+            vision_on_cpu="CPU" in self.tower.backend.upper(),
+            language_on_cpu=not self._language.engine.on_gpu,
         )
 
     def _settle(self) -> None:
@@ -512,9 +514,7 @@ class Reader:
     def _choose(self, study: Study, question: str, choices: Sequence[str]) -> Choice:
         return self._choose_many(study, [question], choices)[0]
 
-    def _choose_many(
-        self, study: Study, questions: Sequence[str], choices: Sequence[str]
-    ) -> list[Choice]:
+    def _choose_many(self, study: Study, questions: Sequence[str], choices: Sequence[str]) -> list[Choice]:
         questions = [prompts.check_question(one, self.bundle.manifest.prompting) for one in questions]
         tokens = choice_tokens(choices, lambda text: self._language.tokenize(text, special=False))
         if not questions:
@@ -536,9 +536,7 @@ class Reader:
             text, shares, mass = choose(tokens, logprobs)
             prompt = study.prefix_tokens + len(tail)
             confidence, calibrated = of_choice(shares, study.temperature)
-            decided.append(
-                Choice(question, text, shares, mass, run, took_ms, confidence, calibrated, prompt)
-            )
+            decided.append(Choice(question, text, shares, mass, run, took_ms, confidence, calibrated, prompt))
             run = 0  # all of it was counted with the first
         return decided
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 import weakref
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.llama import Buffer
 from radvlm_edge.runtime.studies import StudyStore, study_key
+from radvlm_edge.runtime.versions import version_of
 
 if TYPE_CHECKING:
     from radvlm_edge.runtime.overlap import Coming
@@ -166,10 +166,5 @@ class Recall:
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(name) for name in packages}
+    return {name: version for name, version in found.items() if version is not None}

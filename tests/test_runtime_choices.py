@@ -165,7 +165,9 @@ def test_decisions_together_are_those_one_by_one(
     together = study.choose_many(questions, choices)
     for ours, theirs in zip(together, alone, strict=True):
         assert ours.question == theirs.question and ours.prompt_tokens == theirs.prompt_tokens
-        assert list(ours.probabilities.values()) == pytest.approx(list(theirs.probabilities.values()), abs=0.01)
+        assert list(ours.probabilities.values()) == pytest.approx(
+            list(theirs.probabilities.values()), abs=0.01
+        )
         assert ours.mass == pytest.approx(theirs.mass, abs=0.01)
     assert sum(one.prefill_tokens for one in together) == sum(calls) < sum(c.prefill_tokens for c in alone)
     if choices == ("Yes", "No"):
@@ -173,4 +175,6 @@ def test_decisions_together_are_those_one_by_one(
     assert study.choose_many([]) == []
     with pytest.raises(QuestionError):
         study.choose_many([*questions, " "], choices)
-    assert study.choose(QUESTION, choices).probabilities == alone[13].probabilities, "it leaves nothing behind"
+    assert study.choose(QUESTION, choices).probabilities == alone[13].probabilities, (
+        "it leaves nothing behind"
+    )

@@ -21,6 +21,7 @@ from radvlm_edge.runtime import anyres, crops
 from radvlm_edge.runtime import reader as stage
 from radvlm_edge.runtime.overlap import Ahead, Coming, pays
 from radvlm_edge.runtime.reader import Options, Reader
+from radvlm_edge.runtime.vision_late import KNOWN, LateTower
 
 GEOMETRY = Geometry(
     12, 3, tuple((12 * h, 12 * w) for h in (1, 2, 3) for w in (1, 2, 3)), 2, 5, 1, 1, 8, 512, 64
@@ -237,9 +238,7 @@ def test_the_study_cache_knows_no_difference(film: Path, tmp_path: Path) -> None
     assert found == ["miss", "hit"] and len(list((tmp_path / "studies").iterdir())) == 1
 
 
-def test_a_film_is_read_in_its_own_thread_and_once(
-    film: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_film_is_read_in_its_own_thread_and_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, str]] = []
     load = stage.load_film
 
@@ -291,3 +290,26 @@ def test_slices_are_numpys(reader: Reader) -> None:
         whole = coming.whole()
         assert coming[3:999].tobytes() == whole[3:].tobytes() and len(coming[5:5]) == 0
         assert len(coming) == layout.image_tokens and not coming.failed
+
+
+def test_with_a_study_cache_the_tower_is_opened_by_the_first_film_that_needs_it(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, study_cache=tmp_path / "studies")
+    with Reader.open(None, OPTIONS) as reader:
+        expected, plan, backend = looked(reader, film), reader.tower.plan, reader.tower.backend
+    for found in ("miss", "hit"):
+        with Reader.open(None, options) as reader:
+            assert (reader.tower.plan, reader.tower.backend) == (plan, backend)
+            assert isinstance(reader.tower, LateTower) and not reader.tower.opened
+            assert looked(reader, film) == expected
+            assert reader.tower.opened == (found == "miss")
+    (tmp_path / "studies").chmod(0o700)
+    for path in (tmp_path / "studies").iterdir():
+        path.unlink()
+    monkeypatch.setitem(KNOWN, "onnx", "onnxruntime of another kind")
+    with (
+        Reader.open(None, options) as reader,
+        pytest.raises(BackendError, match="runs on onnxruntime CPU, not on onnxruntime of another kind"),
+    ):
+        reader.look(film)

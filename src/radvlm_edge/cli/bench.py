@@ -42,7 +42,7 @@ COMMA = "  Several, separated by commas, are compared."
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="OUT",
-    help="Also write a Chrome trace of one cold study here, and its picture beside it as .png.",
+    help="Also write a Chrome trace of one start and cold study here, and its picture beside it as .png.",
 )
 def bench(
     bundle: Path | None,
@@ -101,10 +101,12 @@ def _several(value: str | None) -> tuple[str | None, ...]:
 
 
 def _trace(plan: Any, path: Path) -> None:
-    from radvlm_edge.benchmarks.bench_trace import record, write_trace
-    from radvlm_edge.runtime.reader import Reader
+    import tempfile
 
-    with Reader.open(plan.bundle, next(iter(plan.variants().values()))) as reader:
-        reader.look(plan.film)  # warm-up
-        drawn = write_trace(record(reader, plan.film), path)
+    from radvlm_edge.benchmarks.bench_trace import record_start, write_trace
+
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film"
+        film.write_bytes(plan.film)
+        drawn = write_trace(record_start(plan.bundle, next(iter(plan.variants().values())), film), path)
     click.echo(f"{path} and {drawn}: written", err=True)
