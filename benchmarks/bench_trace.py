@@ -1,4 +1,4 @@
-"""A timeline of a start, a cold look and an answer: a Chrome trace (chrome://tracing, Perfetto), and drawn."""
+"""A timeline of a start, a cold look and an answer: a Chrome trace (chrome://tracing, Perfetto); drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from radvlm_edge.errors import OutputError
 from radvlm_edge.runtime import anyres, crops
 from radvlm_edge.runtime import reader as stage
 from radvlm_edge.runtime.reader import Options, Reader
-
 
 Place = tuple[Any, str, str, Callable[..., tuple[str, dict[str, int]]]]
 """Owner, attribute, track, and what a call is named."""

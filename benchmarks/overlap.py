@@ -1,4 +1,4 @@
-"""Does overlap pay here? A film looked at, and a bundle opened and a film looked at, with it and without, in turn.
+"""Does overlap pay here? A film looked at, and a bundle opened and a film looked at, both ways in turn.
 
     python -m radvlm_edge.benchmarks.overlap [BUNDLE] [--film F] [--detail D] [--threads N] [--repeats 5]
 

@@ -1,13 +1,13 @@
 """Our runtime beside whoever else can run LLaVA-OneVision here: same checkpoint, film, questions and machine.
 
-    python -m radvlm_edge.benchmarks.peers --geometry radvlm-0.5b --detail 768 --work WORK -o docs/peers-0.5b.json
-    python -m radvlm_edge.benchmarks.peers --geometry nano --accuracy 40 --work WORK -o docs/peers-nano.json
+    python -m radvlm_edge.benchmarks.peers --geometry radvlm-0.5b --work WORK -o docs/peers-0.5b.json
+    python -m radvlm_edge.benchmarks.peers --detail exact --accuracy 40 --work WORK -o docs/peers-nano.json
     python tools/peers_table.py docs/benchmarks.md
 
 WORK keeps random weights, bundle and every finished measurement, one file for each peer and round: the same
 command again goes on where it was ended, and does nothing twice. Every peer runs in a process of its own that
-may take `--memory-gib` of private memory and `--minutes`; one that cannot is reported with the reason. Rounds go
-through all peers in turn, so that a machine that slows down slows all of them.
+may take `--memory-gib` of private memory and `--minutes`; one that cannot is reported with the reason. Rounds
+go through all peers in turn, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ ABSENT = {
     "vLLM": "runs LLaVA-OneVision; its wheels are for CUDA, on a CPU it is built from source",
     "SGLang": "runs LLaVA-OneVision on GPUs",
     "MLX-VLM": "runs LLaVA-OneVision since August 2026, on Apple silicon",
-    "transformers.js": "runs published ONNX exports of the 0.5B checkpoint, and no own checkpoint without its "
-    "export scripts",
+    "transformers.js": "runs published ONNX exports of the 0.5B checkpoint, others with its export scripts",
     "TensorRT Edge-LLM, TensorRT-LLM": "no LLaVA-OneVision in their lists of models",
     "ONNX Runtime GenAI, OpenVINO GenAI, optimum-onnx": "no LLaVA-OneVision",
     "Ollama, LMDeploy, MLC-LLM": "no LLaVA-OneVision",
@@ -60,7 +59,7 @@ GIB = 1 << 30
 def prepare(
     geometry: str, work: Path, *, bundle: Path | None, say: Callable[[str], None]
 ) -> tuple[Path, Path]:
-    """Checkpoint and bundle, made in `work` unless they are there; `nano`: those that ship with the sources."""
+    """Checkpoint and bundle, made in `work` unless they are there; `nano`: those of the sources."""
     scale = CHECKPOINTS[geometry]
     work.mkdir(parents=True, exist_ok=True)
     if scale is None:

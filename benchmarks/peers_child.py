@@ -76,7 +76,7 @@ def _times(asked: Asked) -> dict[str, float]:
 
 
 def _accuracy(peer: Peer, films: int) -> dict[str, Any]:
-    """Yes/no questions of the frozen suite's first phantoms: how many right, and every answer's first word."""
+    """Yes/no questions of the frozen suite's first phantoms: how many right, every answer's first word."""
     import io
 
     from PIL import Image

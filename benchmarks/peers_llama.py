@@ -1,7 +1,7 @@
 """llama.cpp's own multimodal path (libmtmd) as a peer, through its C API in the same build as ours.
 
-It keeps K/V of the film between questions, as its server's slots do. Its image tokens are not the checkpoint's
-(peers_mmproj.py), so it is a peer in speed; `--accuracy` says what that costs.
+It keeps K/V of the film between questions, as its server's slots do. Its image tokens are not the
+checkpoint's (peers_mmproj.py), so it is a peer in speed; `--accuracy` says what that costs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A checkpoint's tower and projector as llama.cpp's own multimodal path reads them. Needs the torch world.
 
-Layout: llama.cpp's tools/mtmd/clip.cpp, projector type `mlp`. That path cuts a film by the same pinpoints, but
-pads in another colour, keeps the padding's tokens and has no newline after a row: other tokens, so other answers.
+Layout: llama.cpp's tools/mtmd/clip.cpp, projector type `mlp`. That path cuts a film by the same pinpoints,
+but pads in another colour, keeps the padding's tokens and has no newline after a row: other tokens, so other
+answers.
 """
 
 from __future__ import annotations

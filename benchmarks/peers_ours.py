@@ -1,4 +1,4 @@
-"""Our own runtime as a peer, and what only it is measured in: the raw decode loop, the checklist, the study cache."""
+"""Our own runtime as a peer, and what it alone is measured in: bare decode loop, checklist, study cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every peer is given and what it hands back: the same checkpoint, film, questions and numbers of tokens."""
+"""What every peer is given and hands back: the same checkpoint, film, questions and numbers of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers as a peer, in float32 or bfloat16: as upstream uses it, and again with its K/V kept. Torch world.
+"""transformers as a peer, float32 or bfloat16: as upstream uses it, and with its K/V kept. Torch world.
 
 As upstream (uzh-dqbm-cmi/RadVLM, radvlm/evaluation/models_loading_inference.py): `generate` without sampling,
 every question from the pixels on. Kept: the prefix's cache is made once and cropped after every answer.
@@ -74,7 +74,7 @@ class TransformersPeer:
         return self._continue(question, written)
 
     def _inputs(self, question: str) -> dict[str, Any]:
-        """What LlavaOnevisionProcessor would give: the image's place is taken by as many `<image>` as it has."""
+        """As LlavaOnevisionProcessor would give it: the image's place is taken by as many `<image>`."""
         pixels = load_film(self._film, render=self.render).pixels
         views = self.processor(Image.fromarray(pixels).convert("RGB"), return_tensors="pt")["pixel_values"]
         self._image_tokens = crops.plan(*pixels.shape, self.geometry).image_tokens

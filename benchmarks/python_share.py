@@ -1,9 +1,9 @@
 """How much of a warm answer is Python: all of its time but that inside llama.cpp.
 
-Every function of llama.cpp's bindings is timed where it is called; what is left is Python, numpy (the choice of
-a token among the logits) and the timing itself, so the share is an upper bound. Times are CPU time of the calling
-thread, which takes part in llama.cpp's work: another process that takes the CPU away between two calls is not
-counted. Where a GPU works while that thread sleeps, the share is overestimated.
+Every function of llama.cpp's bindings is timed where it is called; what is left is Python, numpy (the choice
+of a token among the logits) and the timing itself, so the share is an upper bound. Times are CPU time of the
+calling thread, which takes part in llama.cpp's work: what other processes take of the CPU is not counted.
+Where a GPU works while that thread sleeps, the share is overestimated.
 """
 
 from __future__ import annotations

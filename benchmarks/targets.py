@@ -49,7 +49,7 @@ def startup(film: Path) -> dict[str, Any]:
 
 
 def judge(result: dict[str, Any], *, startup: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Every target with its figure, medians throughout; a figure that is missing is `None`, and not reached."""
+    """Every target with its figure, medians throughout; a missing one is `None`, and not reached."""
     peers = result["peers"]
     ways: tuple[Callable[[], float], ...] = (
         lambda: _extra(peers, "decode", "ours_tokens_per_s") / _extra(peers, "decode", "bare_tokens_per_s"),

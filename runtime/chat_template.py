@@ -1,4 +1,4 @@
-"""The checkpoint's own chat template, rendered in a sandbox. Apart from prompts.py, which is read without Jinja."""
+"""The checkpoint's own chat template, rendered in a sandbox; apart from prompts.py, which needs no Jinja."""
 
 from __future__ import annotations
 

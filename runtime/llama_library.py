@@ -1,7 +1,7 @@
 """llama-cpp-python's low-level bindings, loaded when the first of them is used, and without the rest of it.
 
-`import llama_cpp` also brings its servers' chat formats, a disk cache and a second template engine, about twice
-the time of the bindings themselves. They are two files that need nothing of the package around them.
+`import llama_cpp` also brings chat formats, a disk cache, a database and a template engine, which take three
+times as long as the bindings themselves. Those are two files that need nothing of the package around them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Two parts of a first answer at once: crops are encoded while the image tokens that are complete are prefilled,
-and a film is read while the weights are opened.
+"""Parts of a first answer at once: crops are encoded while complete image tokens are prefilled, and a film is
+read while weights are opened.
 
 Nothing is computed in another way: the tower gets the same batches of crops, the language model the same
 batches of tokens, so tokens and K/V are the same bit for bit. Whether it pays is another matter (`pays`).

@@ -177,7 +177,7 @@ class Study:
         return self.reader._choose(self, question, choices)
 
     def choose_many(self, questions: Sequence[str], choices: Sequence[str] = ("Yes", "No")) -> list[Choice]:
-        """`choose` for several questions in one batch: the weights are read once for up to `BRANCHES` of them.
+        """`choose` for several questions in one batch: the weights are read once for up to `BRANCHES`.
 
         The same probabilities as one by one, within the engine's rounding; the first counts what all begin
         with. Raises QuestionError, before anything is run, for a question that cannot be asked.

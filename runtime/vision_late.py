@@ -1,4 +1,4 @@
-"""A tower opened when crops first come: a film in the study cache needs none, and opening one takes seconds."""
+"""A tower opened when crops first come: a film in the study cache needs none, and opening takes seconds."""
 
 from __future__ import annotations
 

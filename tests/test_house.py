@@ -121,7 +121,7 @@ LIBRARY = """
 from radvlm_edge.runtime.llama_library import llama_cpp, load
 import sys
 before = llama_cpp.llama_max_devices()
-assert "llama_cpp" not in sys.modules and "diskcache" not in sys.modules and "llama_cpp.llama" not in sys.modules
+assert not {"llama_cpp", "diskcache", "llama_cpp.llama"} & set(sys.modules)
 import llama_cpp as whole
 assert whole.llama_cpp is load() if hasattr(whole, "llama_cpp") else True
 assert sys.modules["llama_cpp.llama_cpp"] is load()

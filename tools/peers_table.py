@@ -65,7 +65,7 @@ def _peers(name: str, result: dict[str, Any]) -> list[str]:
     for peer, row in result["peers"].items():
         times = (row[f"{part}_ms"]["median"] for part in ("cold_first", "cold_total", "second_first"))
         asked = row.get("accuracy")
-        right = "–" if asked is None else f"{asked['right']} of {asked['questions']}"
+        right = "not asked" if asked is None else f"{asked['right']} of {asked['questions']}"
         lines.append(
             f"| {peer} | {row['about']['image_tokens']:,} | {' | '.join(f'{ms:,.0f}' for ms in times)} "
             f"| {row['decode_tokens_per_s']['median']:.1f} | {row['peak_bytes'] / 2**20:,.0f} "
