@@ -77,7 +77,7 @@ class TransformersPeer:
         """As LlavaOnevisionProcessor would give it: the image's place is taken by as many `<image>`."""
         pixels = load_film(self._film, render=self.render).pixels
         views = self.processor(Image.fromarray(pixels).convert("RGB"), return_tensors="pt")["pixel_values"]
-        self._image_tokens = crops.plan(*pixels.shape, self.geometry).image_tokens
+        self._image_tokens = crops.plan(pixels.shape[0], pixels.shape[1], self.geometry).image_tokens
         head, tail = prompts.render([prompts.Turn(question)], self.checkpoint.prompting)
         before, behind = (self._ids(text) for text in (head, tail))
         image = [self.checkpoint.config.image_token_id] * self._image_tokens

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from radvlm_edge.runtime import llama
+from radvlm_edge.runtime.llama_library import llama_cpp as library
 from radvlm_edge.runtime.reader import Study
 
 CALLS = (
@@ -52,7 +52,7 @@ class Spent:
 @contextlib.contextmanager
 def watched() -> Iterator[Spent]:
     """Time llama.cpp's functions while the block runs."""
-    library, spent = llama.llama_cpp, Spent()
+    spent = Spent()
     originals = {name: getattr(library, name) for name in CALLS}
     try:
         for name, function in originals.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -212,12 +213,12 @@ class LanguageModel:
         """
         drafter = Drafter(phrases, self._tail, stop_ids) if phrases is not None else None
         self.passes, left, guessed = 0, max_tokens, list[int]()
-        began, rows = time.perf_counter(), self._llama.logits()[None]
+        began, rows = time.perf_counter(), self._llama.peek()[None]
         while True:
             right = 0
             for logits, expected in zip(rows, [*guessed, None], strict=True):
                 token = int(logits.argmax())
-                logprob = float(logits[token] - _logsumexp(logits))
+                logprob = _logprob(logits, token)
                 now = time.perf_counter()
                 yield Step(token, logprob, (now - began) * 1e3)
                 left -= 1
@@ -244,7 +245,7 @@ class LanguageModel:
         start = self.prefix_tokens + len(self._tail)
         if len(tokens) == 1:
             self._llama.step(tokens[0], start, TAIL)
-            return self._llama.logits()[None]
+            return self._llama.peek()[None]
         return self._llama.run([Row(token, start + at, TAIL, True) for at, token in enumerate(tokens)])
 
     def write_together(
@@ -316,6 +317,6 @@ def _shared(held: list[int], wanted: list[int]) -> int:
     return min(len(held), len(wanted))
 
 
-def _logsumexp(logits: npt.NDArray[np.float32]) -> float:
-    top = float(logits.max())
-    return top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+def _logprob(logits: npt.NDArray[np.float32], best: int) -> float:
+    """Natural logarithm of the probability of the likeliest token."""
+    return -math.log(float(np.exp(logits - logits[best]).sum(dtype=np.float64)))

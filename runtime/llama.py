@@ -136,6 +136,7 @@ class Llama:
         self.context: int = min(context, llama_cpp.llama_n_ctx(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._one: Any = None
+        self._pieces: dict[int, bytes] = {}
         self._seen: tuple[int, npt.NDArray[np.float32]] | None = None
 
     def close(self) -> None:
@@ -169,9 +170,13 @@ class Llama:
 
     def piece(self, token: int) -> bytes:
         """Bytes a token stands for; none for special tokens."""
+        vocab, known = self._live(self._vocab), self._pieces.get(token)
+        if known is not None:
+            return known
         buffer = ctypes.create_string_buffer(256)
-        count = llama_cpp.llama_token_to_piece(self._live(self._vocab), token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(count, 0)]
+        count = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False)
+        self._pieces[token] = buffer.raw[: max(count, 0)]
+        return self._pieces[token]
 
     def decode(self, items: list[int] | npt.NDArray[np.float32] | Coming, start: int, sequence: int) -> None:
         """Run tokens (ids, or embeddings `[t, d]` float32) from position `start` of a sequence.
@@ -245,11 +250,15 @@ class Llama:
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
+        return self.peek(index).copy()
+
+    def peek(self, index: int = -1) -> npt.NDArray[np.float32]:
+        """As `logits`, where llama.cpp keeps them: only until the next batch is run."""
         pointer = llama_cpp.llama_get_logits_ith(self._live(self._context), index)
         address = ctypes.addressof(pointer.contents)
         if self._seen is None or self._seen[0] != address:  # llama.cpp writes to one place most of the time
             self._seen = address, np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
-        return self._seen[1].copy()
+        return self._seen[1]
 
     def fork(self, source: int, target: int) -> None:
         """Let sequence `target` share everything `source` holds."""

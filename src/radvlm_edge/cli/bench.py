@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from radvlm_edge.cli.options import film_options, need
+from radvlm_edge.cli.options import film_options, need, overlap_option
 
 COMMA = "  Several, separated by commas, are compared."
 
@@ -27,6 +27,7 @@ COMMA = "  Several, separated by commas, are compared."
 @click.option("--vision", metavar="X", help=f"Vision artefact.{COMMA}")
 @click.option("--language", metavar="X", help=f"Language artefact.{COMMA}")
 @film_options
+@overlap_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of all engines.")
 @click.option("--force", is_flag=True, help="Also use artefacts measured beyond the bundle's limits.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Times each is done.")

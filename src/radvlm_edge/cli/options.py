@@ -31,15 +31,20 @@ def parse_layers(context: click.Context, parameter: click.Parameter, value: str 
     return int(value)
 
 
+def overlap_option(function: F) -> F:
+    """Whether parts of a first answer run at once (runtime/overlap.py)."""
+    return click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="Encode crops while complete image tokens are prefilled, and read the film while weights load: "
+        "the same answers.  [default: where it pays (docs/benchmarks.md)]",
+    )(function)
+
+
 def reader_options(function: F) -> F:
     """Options of every command that loads a bundle."""
     for option in (
-        click.option(
-            "--overlap/--no-overlap",
-            default=None,
-            help="Encode crops while complete image tokens are prefilled, and read the film while weights "
-            "load: the same answers.  [default: where it pays (docs/benchmarks.md)]",
-        ),
+        overlap_option,
         click.option(
             "--force",
             is_flag=True,
