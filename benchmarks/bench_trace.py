@@ -121,6 +121,7 @@ def record_start(bundle: Path, options: Options, film: Path) -> Trace:
     trace = Trace()
     places: list[Place] = [
         (stage, "load_film", "film", lambda *_, **__: ("DICOM", {})),
+        (crops, "cut", "film", lambda *_: ("crops", {})),
         (stage, "open_for", "vision", lambda *_, **__: ("open tower", {})),
         (stage, "LanguageModel", "language", lambda *_, **__: ("open language model", {})),
     ]

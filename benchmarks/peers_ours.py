@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import tempfile
@@ -160,21 +159,29 @@ class OursPeer:
         self.reader.close()
 
 
+INFER = """
+import sys
+from radvlm_edge.cli import main
+try:
+    main()
+finally:
+    with open("/proc/self/status") as status:
+        print("PEAK", next(line.split()[1] for line in status if line.startswith("VmHWM:")), file=sys.stderr)
+"""
+"""The command, and its own peak in KiB: what a parent is told of its child counts the parent's memory."""
+
+
 def infer_peak(setup: Setup, film: Path) -> dict[str, Any]:
     """Most memory `radvlm-edge infer` had resident at once at detail exact, mapped weights included."""
-    program = "from radvlm_edge.cli import main; main()"
     given = {"bundle": setup.bundle, "threads": setup.threads, "max-tokens": setup.answer_tokens}
     given |= {name.replace("_", "-"): value for name, value in setup.options.items()}
-    command = [sys.executable, "-c", program, "infer", str(film), "--ask", FIRST_QUESTION]
+    command = [sys.executable, "-c", INFER, "infer", str(film), "--ask", FIRST_QUESTION]
     command += [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        complaint = process.stderr.read() if process.stderr else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        last = (complaint.strip().splitlines() or ["no message"])[-1]
-        raise BackendError(f"infer ended with code {process.returncode}: {last}")
-    return {"detail": "exact", "peak_bytes": usage.ru_maxrss * 1024}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    *said, last = done.stderr.strip().splitlines() or ["no message"]
+    if done.returncode != 0 or not last.startswith("PEAK "):
+        raise BackendError(f"infer ended with code {done.returncode}: {said[-1] if said else last}")
+    return {"detail": "exact", "peak_bytes": int(last.split()[1]) * 1024}
 
 
 def _timed_s(run: Callable[[], object]) -> float:

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
+from radvlm_edge.geometry import Geometry
 from radvlm_edge.runtime.anyres import Packer
 from radvlm_edge.runtime.crops import Layout
+from radvlm_edge.runtime.film import Film
 from radvlm_edge.runtime.vision import VisionTower
 
 Floats = npt.NDArray[np.float32]
@@ -110,6 +112,16 @@ class Coming:
                 self._changed.notify_all()
         if self._ready < len(self):
             raise BackendError(f"the vision engine gave {self._ready} image tokens; the film has {len(self)}")
+
+
+class Prepared(NamedTuple):
+    """A film read and cut before it was asked for."""
+
+    film: Film
+    geometry: Geometry
+    """It was cut by; another one cuts it anew."""
+    views: npt.NDArray[np.uint8]
+    layout: Layout
 
 
 class Ahead(Generic[T]):

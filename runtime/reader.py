@@ -26,7 +26,7 @@ from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
-from radvlm_edge.runtime.overlap import Ahead, Coming, pays
+from radvlm_edge.runtime.overlap import Ahead, Coming, Prepared, pays
 from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
@@ -104,7 +104,7 @@ class Looked:
     """What looking at a film took, in milliseconds."""
 
     decode_film_ms: float
-    """Of a film read ahead: none, it is within the time of opening."""
+    """Of a film read ahead: none, as cutting it, since both are within the time of opening."""
     crops_ms: float
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -251,7 +251,7 @@ class Reader:
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
         self._writing: Answer | None = None
-        self._ahead: tuple[str, Ahead[Film]] | None = None
+        self._ahead: tuple[str, Ahead[Prepared]] | None = None
         self._phrases = Phrases(self._known_answers) if options.drafts else None
         head, _ = prompts.render([prompts.Turn("?")], bundle.manifest.prompting)
         self._recall = Recall(
@@ -273,8 +273,8 @@ class Reader:
     ) -> Reader:
         """Verify a bundle's digests and load it (`None`: the demonstration bundle).
 
-        `ahead`: a film that `look` will be given next, read while the weights are opened. What is wrong with
-        it is for `look` to raise. No thread of it is left when this returns.
+        `ahead`: a film that `look` will be given next, read and cut while the weights are opened. What is
+        wrong with it is for `look` to raise. No thread of it is left when this returns.
 
         Files found as sealed before that look unchanged are not hashed again (`Bundle.check`).
         Raises BundleError for a bundle that is not what was sealed or whose answers were measured beyond
@@ -287,7 +287,7 @@ class Reader:
         folder = folder or demo_bundle()
         reading = None
         if ahead is not None and options.overlap is not False and (options.overlap or available_cpus() > 1):
-            reading = Ahead(partial(_read_film, ahead, options, folder), "film")
+            reading = Ahead(partial(_prepare, ahead, options, folder), "film")
         try:
             reader = cls._open(folder, options, verify=verify)
         finally:
@@ -388,9 +388,13 @@ class Reader:
             marks.append(time.perf_counter())
             return (marks[-1] - marks[-2]) * 1e3
 
-        film = source if isinstance(source, Film) else self._read_already(source) or self._load(source)
+        already = self._prepared(source)
+        film = source if isinstance(source, Film) else already.film if already else self._load(source)
         decode_ms = lap()
-        views, layout = crops.cut(film.pixels, geometry)
+        if already is not None and already.geometry == geometry:
+            views, layout = already.views, already.layout
+        else:
+            views, layout = crops.cut(film.pixels, geometry)
         looked = Looked(decode_ms, lap())
         prefix = len(self._recall.head) + layout.image_tokens
         if prefix + self.options.max_tokens > self._language.context:
@@ -451,7 +455,7 @@ class Reader:
     def _load(self, source: str | os.PathLike[str] | bytes | BinaryIO) -> Film:
         return _read_film(source, self.options, self.bundle)
 
-    def _read_already(self, source: str | os.PathLike[str] | bytes | BinaryIO) -> Film | None:
+    def _prepared(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Prepared | None:
         """The film read while the weights were opened, once. Raises FilmError if it could not be."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or not isinstance(source, (str, os.PathLike)) or os.fspath(source) != ahead[0]:
@@ -590,18 +594,19 @@ class Reader:
             yield rest
 
 
-def _read_film(
-    source: str | os.PathLike[str] | bytes | BinaryIO,
-    options: Options,
-    bundle: Bundle | str | os.PathLike[str],
-) -> Film:
+def _read_film(source: str | os.PathLike[str] | bytes | BinaryIO, options: Options, bundle: Bundle) -> Film:
     """A film as the options, or else its bundle, say."""
-    render = options.render
-    if render is None:
-        render = (bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)).manifest.render
     return load_film(
         source,
-        render=render,
+        render=options.render or bundle.manifest.render,
         any_modality=options.any_modality,
         frame=options.frame,
     )
+
+
+def _prepare(source: str | os.PathLike[str], options: Options, folder: str | os.PathLike[str]) -> Prepared:
+    """A film read and cut as `Reader.look` would; needs of its bundle only what it says about itself."""
+    bundle = Bundle.open(folder)
+    film = _read_film(source, options, bundle)
+    geometry = capped(bundle.manifest.geometry, resolve(options.detail))
+    return Prepared(film, geometry, *crops.cut(film.pixels, geometry))

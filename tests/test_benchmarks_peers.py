@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from radvlm_edge.benchmarks import peers, peers_child, targets
 from radvlm_edge.benchmarks.bench_cases import FIRST_QUESTION, SECOND_QUESTION
 from radvlm_edge.benchmarks.bench_film import drawn_film
+from radvlm_edge.benchmarks.peers_ours import infer_peak
 from radvlm_edge.benchmarks.peers_setup import Peer, Setup, Written
 from radvlm_edge.bundle import demo_bundle
 from radvlm_edge.errors import BackendError
@@ -99,6 +101,14 @@ def test_one_peers_whole_measurement(setup: Setup, monkeypatch: pytest.MonkeyPat
     assert 0 < extras["python"]["share"] < 1 and extras["infer"]["peak_bytes"] > 50e6
     assert extras["processes"]["second process"]["peak_bytes"] > 50e6
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_commands_peak_is_its_own(setup: Setup) -> None:
+    ours = np.ones(60 << 20)  # 480 MiB of this process are none of that one's
+    found = infer_peak(setup, Path(setup.film))
+    assert 50e6 < found["peak_bytes"] < ours.nbytes
+    with pytest.raises(BackendError, match=r"infer ended with code 1: .*no-such.*no such file"):
+        infer_peak(setup, Path("no-such.dcm"))
 
 
 def record(peer: str, cold_ms: float, second_ms: float, rate: float) -> dict[str, Any]:

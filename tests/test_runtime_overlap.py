@@ -251,8 +251,14 @@ def test_a_film_is_read_in_its_own_thread_and_once(film: Path, monkeypatch: pyte
     with Reader.open(None, options, ahead=film) as reader:
         assert read == [("film", str(film))] and no_vision_thread()
         first, again = reader.look(str(film)), reader.look(film)
+        assert first.layout == again.layout and first.key == again.key
+        assert first.image.tobytes() == again.image.tobytes()
         assert first.film.pixels.tobytes() == again.film.pixels.tobytes()
     assert [name for name, _ in read] == ["film", "MainThread"], "read ahead once, then as ever"
+    with Reader.open(None, options, ahead=film) as reader:
+        less = reader.look(film, detail=144)
+        assert less.layout.crops == 2 and less.film is not None, "cut anew for another detail"
+    del read[2:]
     with Reader.open(None, replace(options, overlap=False), ahead=film) as reader:
         assert len(read) == 2
 
