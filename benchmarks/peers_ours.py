@@ -180,7 +180,8 @@ def infer_peak(setup: Setup, film: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     *said, last = done.stderr.strip().splitlines() or ["no message"]
     if done.returncode != 0 or not last.startswith("PEAK "):
-        raise BackendError(f"infer ended with code {done.returncode}: {said[-1] if said else last}")
+        why = next((line for line in said if line.startswith("radvlm-edge: ")), last)
+        raise BackendError(f"infer ended with code {done.returncode}: {why.removeprefix('radvlm-edge: ')}")
     return {"detail": "exact", "peak_bytes": int(last.split()[1]) * 1024}
 
 
