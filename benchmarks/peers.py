@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -68,9 +69,12 @@ def prepare(
     from radvlm_edge.export.exporter import export_checkpoint
 
     checkpoint, made = work / f"random-{scale}", work / f"random-{scale}.bundle"
-    if not (checkpoint / "model.safetensors.index.json").exists():
+    if not checkpoint.exists():
         say(f"writing {checkpoint}")
-        write_checkpoint(SCALES[scale], checkpoint)
+        new = checkpoint.with_name(f"new-{checkpoint.name}")
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was ended
+        write_checkpoint(SCALES[scale], new)
+        new.rename(checkpoint)
     if bundle is None and not made.exists():
         say(f"exporting {made}")
         export_checkpoint(checkpoint, made, resume=True)
