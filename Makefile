@@ -24,6 +24,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/cli_page.py --check docs/cli.md
+	$(BIN)/python tools/peers_table.py --check
 
 bench: .venv/.base
 	$(BIN)/radvlm-edge bench --film examples/chest.dcm
@@ -36,6 +37,7 @@ demo-bundle: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python tools/cli_page.py docs/cli.md
+	$(BIN)/python tools/peers_table.py
 
 .venv/.base: $(PACKAGING)
 	@echo "radvlm-edge: installing the runtime into .venv" >&2

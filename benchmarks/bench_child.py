@@ -31,7 +31,7 @@ def peak_bytes() -> int:
 
 def answer(film: str, question: str, bundle: str, options: Options) -> dict[str, Any]:
     """What one process spends, start and end of the interpreter left out."""
-    with Reader.open(bundle, options) as reader:
+    with Reader.open(bundle, options, ahead=film) as reader:
         study = reader.look(film)
         given = study.ask(question).finish()
         looked, timing = study.looked, given.timing

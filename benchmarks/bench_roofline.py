@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llama_cpp
-
 from radvlm_edge.benchmarks.bench_cases import Run
 from radvlm_edge.benchmarks.bench_ceilings import Ceilings
 from radvlm_edge.bundle import Artefact
 from radvlm_edge.geometry import Geometry
+from radvlm_edge.runtime.llama_library import llama_cpp
 from radvlm_edge.runtime.roofline import Network, crop_operations, prefill_operations
 
 FLOAT_TYPES = ("F16", "F32", "BF16")

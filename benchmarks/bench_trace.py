@@ -1,10 +1,11 @@
-"""A timeline of one cold study: a Chrome trace (chrome://tracing, Perfetto) and the same drawn."""
+"""A timeline of a start, a cold look and an answer: a Chrome trace (chrome://tracing, Perfetto); drawn."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,11 @@ from radvlm_edge.benchmarks.bench_cases import FIRST_QUESTION
 from radvlm_edge.benchmarks.plot import Picture, Span, timeline
 from radvlm_edge.errors import OutputError
 from radvlm_edge.runtime import anyres, crops
-from radvlm_edge.runtime.reader import Reader
+from radvlm_edge.runtime import reader as stage
+from radvlm_edge.runtime.reader import Options, Reader
+
+Place = tuple[Any, str, str, Callable[..., tuple[str, dict[str, int]]]]
+"""Owner, attribute, track, and what a call is named."""
 
 
 @dataclass
@@ -26,6 +31,7 @@ class Trace:
     counts: list[dict[str, int]] = field(default_factory=list)
     """What each span did, beside it."""
     began: float = field(default_factory=time.perf_counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def watch(self, track: str, name: Callable[..., tuple[str, dict[str, int]]], function: Any) -> Any:
         """The function, with a span for every call; `name` makes of its arguments a name and counts."""
@@ -38,8 +44,10 @@ class Trace:
             finally:
                 end = time.perf_counter()
                 called, counts = name(*arguments, **named)
-                self.spans.append(Span(track, called, (start - self.began) * 1e3, (end - start) * 1e3))
-                self.counts.append(counts)
+                span = Span(track, called, (start - self.began) * 1e3, (end - start) * 1e3)
+                with self._lock:  # stages may run in threads of their own
+                    self.spans.append(span)
+                    self.counts.append(counts)
 
         return timed
 
@@ -69,13 +77,20 @@ class Trace:
 def traced(reader: Reader, trace: Trace) -> Iterator[None]:
     """Watch a reader's stages while the block runs."""
     llama = reader._language._llama
-    places: list[tuple[Any, str, str, Callable[..., tuple[str, dict[str, int]]]]] = [
+    places: list[Place] = [
         (reader, "_load", "film", lambda *_: ("DICOM", {})),
         (crops, "cut", "film", lambda *_: ("crops", {})),
         (reader.tower, "encode", "vision", lambda views: ("vision", {"crops": len(views)})),
-        (anyres, "pack", "vision", lambda features, *_: ("pack", {"crops": len(features)})),
+        (anyres.Packer, "add", "vision", lambda packer, features: ("pack", {"crops": len(features)})),
         (llama, "_decode_batch", "language", _batch),
+        (llama, "step", "language", lambda *_: ("decode", {"tokens": 1})),
     ]
+    with _watching(trace, places):
+        yield
+
+
+@contextlib.contextmanager
+def _watching(trace: Trace, places: list[Place]) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         for owner, attribute, track, name in places:
             original = getattr(owner, attribute)
@@ -101,6 +116,23 @@ def record(reader: Reader, film: bytes) -> Trace:
     return trace
 
 
+def record_start(bundle: Path, options: Options, film: Path) -> Trace:
+    """A bundle opened anew, with the film read meanwhile where it pays, then one cold look and answer."""
+    trace = Trace()
+    places: list[Place] = [
+        (stage, "load_film", "film", lambda *_, **__: ("DICOM", {})),
+        (crops, "cut", "film", lambda *_: ("crops", {})),
+        (stage, "open_for", "vision", lambda *_, **__: ("open tower", {})),
+        (stage, "LanguageModel", "language", lambda *_, **__: ("open language model", {})),
+    ]
+    with contextlib.ExitStack() as opened:
+        with _watching(trace, places):
+            reader = opened.enter_context(Reader.open(bundle, options, ahead=film))
+        with traced(reader, trace):
+            reader.look(film).ask(FIRST_QUESTION).finish()
+    return trace
+
+
 def write_trace(trace: Trace, path: Path) -> Path:
     """Write the JSON, and the picture beside it under the same name with .png. Raises OutputError."""
     try:
@@ -109,7 +141,7 @@ def write_trace(trace: Trace, path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path}: trace not written: {error.strerror}") from error
     picture = Picture(1200, 290)
-    picture.text(24, 16, "a cold look and answer")
+    picture.text(24, 16, "a bundle opened, a cold look and answer")
     timeline(picture, 60, trace.spans)
     drawn = path.with_suffix(".png")
     picture.save(drawn)

@@ -32,6 +32,7 @@ from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.detail import EXACT
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import combination
+from radvlm_edge.runtime.overlap import Coming
 from radvlm_edge.runtime.vision import open_tower
 
 FORMAT = 1
@@ -283,7 +284,7 @@ class _Open(LanguageModel):
         super().__init__(path, context=context, threads=threads)
         self.start_ms: list[float] = []
 
-    def start(self, items: Sequence[list[int] | Floats]) -> int:
+    def start(self, items: Sequence[list[int] | Floats | Coming]) -> int:
         began = time.perf_counter()
         run = super().start(items)
         self.start_ms.append((time.perf_counter() - began) * 1e3)

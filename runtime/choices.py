@@ -27,8 +27,10 @@ class Choice:
     """Probability the model gave all choices together before they were made to sum to 1. Where it is small
     the model would have said something else, and the choice means little."""
     prefill_tokens: int
-    """As `Answer.prefill_tokens`; the choices' own tokens are counted too."""
+    """As `Answer.prefill_tokens`; the choices' own tokens are counted too. Of several questions together, the
+    first counts all."""
     prefill_ms: float
+    """Of several together: an equal share."""
     confidence: Confidence
     """Of `text`; calibrated if the bundle holds a temperature and the choices are Yes and No."""
     calibrated: dict[str, float] | None = None
@@ -71,19 +73,77 @@ def score(llama: Llama, choices: Sequence[list[int]], *, position: int) -> tuple
     run in one batch; single tokens need none. Returns how many tokens were run, too. No length is
     corrected for: these are the probabilities that an answer begins so.
     """
-    first = _logprobs(llama.logits()[None])[0]
+    return _behind(llama, choices, llama.logits(), position, source=TAIL, spare=FIRST_BRANCH)
+
+
+def score_many(
+    llama: Llama, tails: Sequence[list[int]], choices: Sequence[list[int]], *, position: int
+) -> tuple[list[list[float]], int]:
+    """As `score`, behind each of several `tails` (token ids from `position` on, behind what `TAIL` holds).
+
+    As many tails are run in one batch as there are sequences and room in the context.
+    """
+    longest = max(map(len, choices))
+    most = BRANCHES if longest == 1 else BRANCHES - len(choices)
+    found: list[list[float]] = []
+    run, at = 0, 0
+    while at < len(tails):
+        part, room = [tails[at]], llama.context - position - len(tails[at]) - longest * len(choices)
+        while len(part) < most and at + len(part) < len(tails) and room >= len(tails[at + len(part)]):
+            room -= len(tails[at + len(part)])
+            part.append(tails[at + len(part)])
+        scores, count = _score_batch(llama, part, choices, position)
+        found, run, at = found + scores, run + count, at + len(part)
+    return found, run
+
+
+def _score_batch(
+    llama: Llama, tails: Sequence[list[int]], choices: Sequence[list[int]], position: int
+) -> tuple[list[list[float]], int]:
+    """`score_many` of tails that fit together."""
+    rows = []
+    try:
+        for index, tail in enumerate(tails):
+            llama.fork(TAIL, FIRST_BRANCH + index)
+            rows += [
+                Row(token, position + at, FIRST_BRANCH + index, at + 1 == len(tail))
+                for at, token in enumerate(tail)
+            ]
+        found, run = [], len(rows)
+        for index, (tail, logits) in enumerate(zip(tails, llama.run(rows), strict=True)):
+            source, spare = FIRST_BRANCH + index, FIRST_BRANCH + len(tails)
+            scores, count = _behind(llama, choices, logits, position + len(tail), source=source, spare=spare)
+            found.append(scores)
+            run += count
+    finally:
+        for index in range(len(tails)):
+            llama.forget(FIRST_BRANCH + index)
+    return found, run
+
+
+def _behind(
+    llama: Llama,
+    choices: Sequence[list[int]],
+    logits: npt.NDArray[np.float32],
+    position: int,
+    *,
+    source: int,
+    spare: int,
+) -> tuple[list[float], int]:
+    """`score` of choices behind sequence `source`, which `logits` `[vocab]` follow; sequences from `spare` on
+    are free."""
+    first = _logprobs(logits[None])[0]
     rows = []
     for index, ids in enumerate(choices):
         if len(ids) > 1:
-            llama.fork(TAIL, FIRST_BRANCH + index)
-            rows += [
-                Row(token, position + at, FIRST_BRANCH + index, True) for at, token in enumerate(ids[:-1])
-            ]
+            llama.fork(source, spare + index)
+            rows += [Row(token, position + at, spare + index, True) for at, token in enumerate(ids[:-1])]
     try:
         later = iter(_logprobs(llama.run(rows))) if rows else iter(())
     finally:
-        for index in range(len(choices)):
-            llama.forget(FIRST_BRANCH + index)
+        for index, ids in enumerate(choices):
+            if len(ids) > 1:
+                llama.forget(spare + index)
     scores = [float(first[ids[0]]) + sum(float(next(later)[token]) for token in ids[1:]) for ids in choices]
     return scores, len(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError, QuestionError
-from radvlm_edge.runtime.choices import score
+from radvlm_edge.runtime.choices import score, score_many
 from radvlm_edge.runtime.drafting import Drafter, Phrases
 from radvlm_edge.runtime.llama import PREFIX, TAIL, Buffer, Llama, Row, build_identity
-from radvlm_edge.runtime.many import Together, Written
+from radvlm_edge.runtime.many import Together, Written, common_stem
+from radvlm_edge.runtime.overlap import Coming
 from radvlm_edge.runtime.prefill import SplitPrefill
 from radvlm_edge.runtime.vision import available_cpus
 
@@ -92,8 +94,10 @@ class LanguageModel:
         """The same of the engine that prefills embeddings, if it is another one."""
         return self.split.described() if self.split is not None else None
 
-    def start(self, items: Sequence[list[int] | npt.NDArray[np.float32]]) -> int:
+    def start(self, items: Sequence[list[int] | npt.NDArray[np.float32] | Coming]) -> int:
         """Prefill a new prefix from token ids and embeddings `[t, d]`; return how many were really run.
+
+        Embeddings may still be coming (overlap.py): they are run in the same batches as they arrive.
 
         Ids the prefix begins with (the prompt's static head) are kept if the last prefix began with
         the same: one pass over the weights less, bitwise the same, since they are a batch of their own.
@@ -109,19 +113,22 @@ class LanguageModel:
         kept, self.spent_ms = self.prefix_tokens, {}
         for item in items:
             if len(item):
-                began = time.perf_counter()
-                other = self.split if isinstance(item, np.ndarray) and self._hand_over(item) else None
+                began, waited_ms = time.perf_counter(), _waited_ms(item)
+                other = self.split if not isinstance(item, list) and self._hand_over(item) else None
                 if other is None:
                     self._llama.decode(item, self.prefix_tokens, PREFIX)
                 name = other.engine.backend if other is not None else "llama.cpp"
-                took_ms = (time.perf_counter() - began) * 1e3
+                took_ms = (time.perf_counter() - began) * 1e3 - (_waited_ms(item) - waited_ms)
                 self.spent_ms[name] = self.spent_ms.get(name, 0.0) + took_ms
                 self.prefix_tokens += len(item)
         self._head = head
         return self.prefix_tokens - kept
 
-    def _hand_over(self, embeddings: npt.NDArray[np.float32]) -> bool:
-        """Prefill embeddings in the other engine; False, and a note, if that is left to llama.cpp."""
+    def _hand_over(self, embeddings: npt.NDArray[np.float32] | Coming) -> bool:
+        """Prefill embeddings in the other engine; False, and a note, if that is left to llama.cpp.
+
+        Raises what the tower raised, if they were still coming and it gave up.
+        """
         if self.split is None:
             return False
         before = self._llama.save(PREFIX)
@@ -131,6 +138,8 @@ class LanguageModel:
             if held != self.prefix_tokens + len(embeddings):
                 raise BackendError(f"llama.cpp holds {held} tokens of the K/V it was given")
         except BackendError as error:
+            if isinstance(embeddings, Coming) and embeddings.failed:
+                raise
             self.notes.append(f"{error}; llama.cpp prefills from here on")
             self.split = None
             self._llama.forget(PREFIX)
@@ -204,12 +213,12 @@ class LanguageModel:
         """
         drafter = Drafter(phrases, self._tail, stop_ids) if phrases is not None else None
         self.passes, left, guessed = 0, max_tokens, list[int]()
-        began, rows = time.perf_counter(), self._llama.logits()[None]
+        began, rows = time.perf_counter(), self._llama.peek()[None]
         while True:
             right = 0
             for logits, expected in zip(rows, [*guessed, None], strict=True):
                 token = int(logits.argmax())
-                logprob = float(logits[token] - _logsumexp(logits))
+                logprob = _logprob(logits, token)
                 now = time.perf_counter()
                 yield Step(token, logprob, (now - began) * 1e3)
                 left -= 1
@@ -235,8 +244,8 @@ class LanguageModel:
         self.passes += 1
         start = self.prefix_tokens + len(self._tail)
         if len(tokens) == 1:
-            self._llama.decode(tokens, start, TAIL)
-            return self._llama.logits()[None]
+            self._llama.step(tokens[0], start, TAIL)
+            return self._llama.peek()[None]
         return self._llama.run([Row(token, start + at, TAIL, True) for at, token in enumerate(tokens)])
 
     def write_together(
@@ -269,6 +278,22 @@ class LanguageModel:
         scores, run = score(self._llama, choices, position=self.prefix_tokens + len(tail))
         return scores, prefilled + run
 
+    def score_together(
+        self, tails: Sequence[list[int]], choices: Sequence[list[int]]
+    ) -> tuple[list[list[float]], int]:
+        """As `score`, for several tails in one batch; what all begin with is run once."""
+        self._tail = []
+        stem = common_stem(tails)
+        try:
+            self._llama.fork(PREFIX, TAIL)
+            if stem:
+                self._llama.decode(stem, self.prefix_tokens, TAIL)
+            rests = [tail[len(stem) :] for tail in tails]
+            scores, run = score_many(self._llama, rests, choices, position=self.prefix_tokens + len(stem))
+        finally:
+            self._llama.forget(TAIL)
+        return scores, len(stem) + run
+
     def check_room(self, tail_tokens: int, max_tokens: int) -> None:
         """Raise QuestionError unless prefix, tail and answer fit the context."""
         room = self.context - self.prefix_tokens - max_tokens
@@ -280,6 +305,10 @@ class LanguageModel:
             )
 
 
+def _waited_ms(item: list[int] | npt.NDArray[np.float32] | Coming) -> float:
+    return item.waited_ms if isinstance(item, Coming) else 0.0
+
+
 def _shared(held: list[int], wanted: list[int]) -> int:
     """Length of the common beginning of two token lists."""
     for index, (a, b) in enumerate(zip(held, wanted, strict=False)):
@@ -288,6 +317,6 @@ def _shared(held: list[int], wanted: list[int]) -> int:
     return min(len(held), len(wanted))
 
 
-def _logsumexp(logits: npt.NDArray[np.float32]) -> float:
-    top = float(logits.max())
-    return top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+def _logprob(logits: npt.NDArray[np.float32], best: int) -> float:
+    """Natural logarithm of the probability of the likeliest token."""
+    return -math.log(float(np.exp(logits - logits[best]).sum(dtype=np.float64)))

@@ -9,25 +9,31 @@ import ctypes
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
+from radvlm_edge.runtime.llama_library import llama_cpp
 from radvlm_edge.runtime.llama_settings import settings_for
+from radvlm_edge.runtime.versions import version_of
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.overlap import Coming
 
 
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp logs hundreds of lines a load; what matters comes back as an error."""
+@lru_cache(maxsize=1)
+def _silent() -> Any:
+    """A callback that says nothing: llama.cpp logs hundreds of lines a load; what matters is an error."""
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def quiet() -> None:
     """Keep llama.cpp from writing to stderr, and ready its backends."""
-    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
@@ -55,7 +61,7 @@ def build_identity() -> dict[str, object]:
             sha.update(file.read())
     return {
         "libraries": sha.hexdigest(),
-        "version": llama_cpp.__version__,
+        "version": version_of("llama-cpp-python"),
         "system": llama_cpp.llama_print_system_info().decode(),
         "state": llama_cpp.LLAMA_STATE_SEQ_VERSION,
     }
@@ -91,6 +97,7 @@ class Llama:
         quiet()
         offload = bool(llama_cpp.llama_supports_gpu_offload())
         wanted = settings_for(gpu_layers, flash_attention, kv_type, offload=offload)
+        self.on_gpu = offload and wanted.gpu_layers != 0
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = wanted.gpu_layers
         options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
@@ -128,9 +135,15 @@ class Llama:
         # llama.cpp rounds up; the caller's limit stays the limit.
         self.context: int = min(context, llama_cpp.llama_n_ctx(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self._one: Any = None
+        self._pieces: dict[int, bytes] = {}
+        self._seen: tuple[int, npt.NDArray[np.float32]] | None = None
 
     def close(self) -> None:
         if self._context:
+            if self._one is not None:
+                llama_cpp.llama_batch_free(self._one)
+            self._one = self._seen = None
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)
             self._context = self._memory = self._vocab = self._model = None
@@ -157,11 +170,15 @@ class Llama:
 
     def piece(self, token: int) -> bytes:
         """Bytes a token stands for; none for special tokens."""
+        vocab, known = self._live(self._vocab), self._pieces.get(token)
+        if known is not None:
+            return known
         buffer = ctypes.create_string_buffer(256)
-        count = llama_cpp.llama_token_to_piece(self._live(self._vocab), token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(count, 0)]
+        count = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False)
+        self._pieces[token] = buffer.raw[: max(count, 0)]
+        return self._pieces[token]
 
-    def decode(self, items: list[int] | npt.NDArray[np.float32], start: int, sequence: int) -> None:
+    def decode(self, items: list[int] | npt.NDArray[np.float32] | Coming, start: int, sequence: int) -> None:
         """Run tokens (ids, or embeddings `[t, d]` float32) from position `start` of a sequence.
 
         Logits are computed for the last one only.
@@ -194,6 +211,14 @@ class Llama:
         finally:
             llama_cpp.llama_batch_free(batch)
 
+    def step(self, token: int, position: int, sequence: int) -> None:
+        """Run one token; logits follow it. As `decode` of one, with a batch that is kept."""
+        if self._one is None:
+            self._one = llama_cpp.llama_batch_init(1, 0, 1)
+            self._one.n_tokens, self._one.n_seq_id[0], self._one.logits[0] = 1, 1, True
+        self._one.token[0], self._one.pos[0], self._one.seq_id[0][0] = token, position, sequence
+        self._run(self._one, position)
+
     def run(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Run tokens of several sequences together; logits `[n, vocab]` of the rows that want them, in order.
 
@@ -225,8 +250,15 @@ class Llama:
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits `[vocab]` after a token of the last batch that wanted them (-1: the last; a copy)."""
+        return self.peek(index).copy()
+
+    def peek(self, index: int = -1) -> npt.NDArray[np.float32]:
+        """As `logits`, where llama.cpp keeps them: only until the next batch is run."""
         pointer = llama_cpp.llama_get_logits_ith(self._live(self._context), index)
-        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,)).copy()
+        address = ctypes.addressof(pointer.contents)
+        if self._seen is None or self._seen[0] != address:  # llama.cpp writes to one place most of the time
+            self._seen = address, np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+        return self._seen[1]
 
     def fork(self, source: int, target: int) -> None:
         """Let sequence `target` share everything `source` holds."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import llama_cpp
-
 from radvlm_edge.errors import BackendError
 
-FLASH = {
-    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
-KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
+FLASH = {"auto": -1, "on": 1, "off": 0}
+"""As LLAMA_FLASH_ATTN_TYPE_AUTO, ENABLED and DISABLED of llama.h."""
+KV_TYPES = {"f16": 1, "q8_0": 8}
+"""As GGML_TYPE_F16 and Q8_0 of ggml.h."""
 ALL_LAYERS = -1
 """What llama.cpp takes for all of them."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from radvlm_edge.runtime.kv_state import (
     write_state,
 )
 from radvlm_edge.runtime.llama import PREFIX, Llama
+
+if TYPE_CHECKING:
+    from radvlm_edge.runtime.overlap import Coming
 
 Floats = npt.NDArray[np.float32]
 
@@ -83,7 +86,7 @@ class SplitPrefill:
     """sha256 of the graph's file."""
     chunk: int = CHUNK
 
-    def extend(self, state: Buffer, embeddings: Floats) -> bytearray:
+    def extend(self, state: Buffer, embeddings: Floats | Coming) -> bytearray:
         """A sequence's state → its state with embeddings `[t, d]` behind. Raises BackendError.
 
         Holds K and V of all tokens twice, in the graph's type and in the state.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import tempfile
@@ -27,6 +26,7 @@ from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.kv_state import StateError
 from radvlm_edge.runtime.llama import PREFIX, Llama, build_identity
 from radvlm_edge.runtime.prefill import AGREEMENT, ENGINES, ROUNDED_AGREEMENT, SplitPrefill, open_split
+from radvlm_edge.runtime.versions import version_of
 from radvlm_edge.runtime.vision import available_cpus
 
 Floats = npt.NDArray[np.float32]
@@ -177,7 +177,7 @@ class _Opening:
         llama_s = _best_s(lambda: self._llama_prefill(sample))
         rates = {LLAMA: MEASURED_TOKENS / llama_s}
         for name in ENGINES:
-            if not any(_version(package) for package in PACKAGES[name]):
+            if not any(version_of(package) for package in PACKAGES[name]):
                 continue
             try:
                 split, _ = self.open(name)
@@ -202,7 +202,7 @@ class _Opening:
             "prefill": self.artefact.sha256,
             "bundle": self.bundle.sha256,
             "llama": {**build_identity(), **self.llama.settings},
-            "engines": {p: _version(p) for packages in PACKAGES.values() for p in packages},
+            "engines": {p: version_of(p) for packages in PACKAGES.values() for p in packages},
             "threads": self.threads or available_cpus(),
             "machine": _machine(),
         }
@@ -255,13 +255,6 @@ def _write(path: Path, known: dict[str, Any]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(known, file)
         Path(name).replace(path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _machine() -> str:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from radvlm_edge.bundle import Prompting
 from radvlm_edge.errors import BundleError, QuestionError
@@ -35,16 +29,6 @@ class Turn:
 
     question: str
     answer: str | None = None
-
-
-class _Generation(Extension):
-    """Accepts transformers' `{% generation %}` block, which only marks training targets."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def task_questions(task: str) -> list[str]:
@@ -115,14 +99,9 @@ def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
         messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
         if turn.answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-    try:
-        text = _compiled(prompting.chat_template).render(messages=messages, add_generation_prompt=True)
-    except TemplateError as error:
-        raise BundleError(
-            f"the bundle's chat template does not render: {' '.join(str(error).split())}"
-        ) from error
-    except Exception as error:  # a template is a program: it may raise anything
-        raise BundleError(f"the bundle's chat template does not render: {type(error).__name__}") from error
+    from radvlm_edge.runtime.chat_template import render_messages  # Jinja takes a while to load
+
+    text = render_messages(prompting.chat_template, messages)
     head, *rest = text.split(prompting.image_token)
     if len(rest) != 1:
         raise BundleError(

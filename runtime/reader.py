@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,10 +26,11 @@ from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
+from radvlm_edge.runtime.overlap import Ahead, Coming, Prepared, pays
 from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
-from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower
+from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, available_cpus
 from radvlm_edge.runtime.vision_choice import Chosen
 from radvlm_edge.runtime.vision_fallback import open_for
 
@@ -78,6 +80,10 @@ class Options:
     `auto`: what was faster when it was measured on this machine."""
     prefill: str | None = None
     """Precision of the prefill artefact."""
+    overlap: bool | None = None
+    """Encode crops while image tokens that are complete are prefilled, and read a film while weights are
+    opened (overlap.py): the same numbers. `None`: the first where tower and language model run on different
+    processors, the second where this process may use more than one CPU."""
     force: bool = False
     """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
     study_memory: int = 2 << 30
@@ -98,9 +104,12 @@ class Looked:
     """What looking at a film took, in milliseconds."""
 
     decode_film_ms: float
+    """Of a film read ahead: none, as cutting it, since both are within the time of opening."""
     crops_ms: float
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
+    overlapped_ms: float = 0.0
+    """The tower's time behind the prefill; `vision_ms` is then what the prefill had to wait for it."""
     cache_ms: float = 0.0
     """Looking the film up in the study cache, and writing it there."""
     prefill_by_ms: dict[str, float] = field(default_factory=dict)
@@ -166,6 +175,14 @@ class Study:
         to 1 over the choices. Raises QuestionError as `ask`, or for choices that overlap.
         """
         return self.reader._choose(self, question, choices)
+
+    def choose_many(self, questions: Sequence[str], choices: Sequence[str] = ("Yes", "No")) -> list[Choice]:
+        """`choose` for several questions in one batch: the weights are read once for up to `BRANCHES`.
+
+        The same probabilities as one by one, within the engine's rounding; the first counts what all begin
+        with. Raises QuestionError, before anything is run, for a question that cannot be asked.
+        """
+        return self.reader._choose_many(self, questions, choices)
 
     def task(self, task: str, *, max_tokens: int | None = None) -> Answer:
         """Ask one of RadVLM's tasks: `report`, `classify`, `detect`, `locate=PHRASE`, `phrase=SENTENCE`."""
@@ -234,6 +251,7 @@ class Reader:
         self._language = language
         self._newline = np.load(bundle.folder / "vision" / "image_newline.npy")
         self._writing: Answer | None = None
+        self._ahead: tuple[str, Ahead[Prepared]] | None = None
         self._phrases = Phrases(self._known_answers) if options.drafts else None
         head, _ = prompts.render([prompts.Turn("?")], bundle.manifest.prompting)
         self._recall = Recall(
@@ -251,16 +269,37 @@ class Reader:
         options: Options | None = None,
         *,
         verify: bool = True,
+        ahead: str | os.PathLike[str] | None = None,
     ) -> Reader:
         """Verify a bundle's digests and load it (`None`: the demonstration bundle).
 
+        `ahead`: a film that `look` will be given next, read and cut while the weights are opened. What is
+        wrong with it is for `look` to raise. No thread of it is left when this returns.
+
         Files found as sealed before that look unchanged are not hashed again (`Bundle.check`).
         Raises BundleError for a bundle that is not what was sealed or whose answers were measured beyond
-        its limits, BackendError if an engine cannot load an artefact, StudyCacheError for a study cache
-        that cannot be used.
+        its limits, BackendError if an engine cannot load an artefact (with a study cache, `look` raises it
+        for the tower, which is opened when it is needed), StudyCacheError for a study cache that cannot be
+        used.
         """
         began = time.perf_counter()
         options = options or Options()
+        folder = folder or demo_bundle()
+        reading = None
+        if ahead is not None and options.overlap is not False and (options.overlap or available_cpus() > 1):
+            reading = Ahead(partial(_prepare, ahead, options, folder), "film")
+        try:
+            reader = cls._open(folder, options, verify=verify)
+        finally:
+            if reading is not None:
+                reading.wait()  # while a DICOM file is read nothing can be written to stderr
+        if ahead is not None and reading is not None:
+            reader._ahead = os.fspath(ahead), reading
+        reader.load_ms = (time.perf_counter() - began) * 1e3
+        return reader
+
+    @classmethod
+    def _open(cls, folder: str | os.PathLike[str], options: Options, *, verify: bool) -> Reader:
         store = open_store(
             options.study_cache,
             limit_bytes=options.study_cache_limit,
@@ -276,7 +315,7 @@ class Reader:
             raise BackendError(
                 f"{options.phrases}: no such file of phrases; give a text file, an answer a line"
             )
-        bundle = Bundle.open(folder or demo_bundle())
+        bundle = Bundle.open(folder)
         vision = bundle.artefact("vision", options.vision)
         language = bundle.path(bundle.artefact("language", options.language))
         if verify:
@@ -284,7 +323,9 @@ class Reader:
         fidelity = check_fidelity(bundle, options)
         geometry = capped(bundle.manifest.geometry, resolve(options.detail))
         context = options.context or min(geometry.context, geometry.max_image_tokens + TEXT_ROOM)
-        tower, chosen, note = open_for(bundle, vision, options.threads, options.vision_backend)
+        tower, chosen, note = open_for(
+            bundle, vision, options.threads, options.vision_backend, late=store is not None
+        )
         model = LanguageModel(
             language,
             context=context,
@@ -307,8 +348,7 @@ class Reader:
             raise
         if model.split is not None and fidelity != "not measured":
             fidelity += " with llama.cpp's own prefill"
-        load_ms = (time.perf_counter() - began) * 1e3
-        reader = cls(bundle, tower, model, options, load_ms, store, prefilling)
+        reader = cls(bundle, tower, model, options, 0.0, store, prefilling)
         reader.chosen = chosen
         reader.fidelity = fidelity
         if chosen.backend != DEFAULT_ENGINE and fidelity != "not measured":
@@ -348,9 +388,13 @@ class Reader:
             marks.append(time.perf_counter())
             return (marks[-1] - marks[-2]) * 1e3
 
-        film = source if isinstance(source, Film) else self._load(source)
+        already = self._prepared(source)
+        film = source if isinstance(source, Film) else already.film if already else self._load(source)
         decode_ms = lap()
-        views, layout = crops.cut(film.pixels, geometry)
+        if already is not None and already.geometry == geometry:
+            views, layout = already.views, already.layout
+        else:
+            views, layout = crops.cut(film.pixels, geometry)
         looked = Looked(decode_ms, lap())
         prefix = len(self._recall.head) + layout.image_tokens
         if prefix + self.options.max_tokens > self._language.context:
@@ -363,9 +407,16 @@ class Reader:
         found = self._recall.find(study, views)
         cache_ms = lap()
         if not found:
-            study.encoded = self._encode(views, layout)
-            looked.vision_ms = lap()
-            looked.prefill_ms = self._recall.prefill(study)
+            if self._overlaps():
+                with Coming(self.tower, views, layout, self._newline) as coming:
+                    looked.prefill_ms = self._recall.prefill(study, coming)
+                study.encoded = coming.whole()
+                looked.vision_ms = coming.waited_ms
+                looked.overlapped_ms = max(0.0, coming.worked_ms - coming.waited_ms)
+            else:
+                study.encoded = self._encode(views, layout)
+                looked.vision_ms = lap()
+                looked.prefill_ms = self._recall.prefill(study)
             looked.prefill_by_ms = dict(self._language.spent_ms)
             lap()
             self._recall.keep(study)
@@ -402,11 +453,22 @@ class Reader:
         }
 
     def _load(self, source: str | os.PathLike[str] | bytes | BinaryIO) -> Film:
-        return load_film(
-            source,
-            render=self.options.render or self.bundle.manifest.render,
-            any_modality=self.options.any_modality,
-            frame=self.options.frame,
+        return _read_film(source, self.options, self.bundle)
+
+    def _prepared(self, source: str | os.PathLike[str] | bytes | BinaryIO | Film) -> Prepared | None:
+        """The film read while the weights were opened, once. Raises FilmError if it could not be."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or not isinstance(source, (str, os.PathLike)) or os.fspath(source) != ahead[0]:
+            return None
+        return ahead[1].result()
+
+    def _overlaps(self) -> bool:
+        """Whether crops are encoded while the language model prefills."""
+        if self.options.overlap is not None:
+            return self.options.overlap
+        return pays(
+            vision_on_cpu="CPU" in self.tower.backend.upper(),
+            language_on_cpu=not self._language.engine.on_gpu,
         )
 
     def _settle(self) -> None:
@@ -454,20 +516,33 @@ class Reader:
         return [Answer._of(study, *one) for one in zip(questions, texts, written, prompt, strict=True)]
 
     def _choose(self, study: Study, question: str, choices: Sequence[str]) -> Choice:
-        question = prompts.check_question(question, self.bundle.manifest.prompting)
+        return self._choose_many(study, [question], choices)[0]
+
+    def _choose_many(self, study: Study, questions: Sequence[str], choices: Sequence[str]) -> list[Choice]:
+        questions = [prompts.check_question(one, self.bundle.manifest.prompting) for one in questions]
         tokens = choice_tokens(choices, lambda text: self._language.tokenize(text, special=False))
+        if not questions:
+            return []
         self._settle()
         self._recall.resume(study)
-        ids = self._tail([], question, sum(map(len, tokens.values())))
+        tails = [self._tail([], one, sum(map(len, tokens.values()))) for one in questions]
         began = time.perf_counter()
-        logprobs, run = self._language.score(ids, list(tokens.values()))
-        took_ms = (time.perf_counter() - began) * 1e3 + study.uncharged_ms
+        if len(tails) == 1:  # the very batches it has always been
+            scores, run = self._language.score(tails[0], list(tokens.values()))
+            found = [scores]
+        else:
+            found, run = self._language.score_together(tails, list(tokens.values()))
+        took_ms = ((time.perf_counter() - began) * 1e3 + study.uncharged_ms) / len(tails)
         run += study.uncharged_tokens
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
-        text, shares, mass = choose(tokens, logprobs)
-        prompt = study.prefix_tokens + len(ids)
-        confidence, calibrated = of_choice(shares, study.temperature)
-        return Choice(question, text, shares, mass, run, took_ms, confidence, calibrated, prompt)
+        decided = []
+        for question, tail, logprobs in zip(questions, tails, found, strict=True):
+            text, shares, mass = choose(tokens, logprobs)
+            prompt = study.prefix_tokens + len(tail)
+            confidence, calibrated = of_choice(shares, study.temperature)
+            decided.append(Choice(question, text, shares, mass, run, took_ms, confidence, calibrated, prompt))
+            run = 0  # all of it was counted with the first
+        return decided
 
     def _margin(self, begun: Sequence[int], watched: Sequence[float]) -> float | None:
         """How far Yes and No (logits `watched`) were apart, of an answer that begins with one of them."""
@@ -517,3 +592,21 @@ class Reader:
                 yield piece
         if rest := text.decode(b"", final=True):
             yield rest
+
+
+def _read_film(source: str | os.PathLike[str] | bytes | BinaryIO, options: Options, bundle: Bundle) -> Film:
+    """A film as the options, or else its bundle, say."""
+    return load_film(
+        source,
+        render=options.render or bundle.manifest.render,
+        any_modality=options.any_modality,
+        frame=options.frame,
+    )
+
+
+def _prepare(source: str | os.PathLike[str], options: Options, folder: str | os.PathLike[str]) -> Prepared:
+    """A film read and cut as `Reader.look` would; needs of its bundle only what it says about itself."""
+    bundle = Bundle.open(folder)
+    film = _read_film(source, options, bundle)
+    geometry = capped(bundle.manifest.geometry, resolve(options.detail))
+    return Prepared(film, geometry, *crops.cut(film.pixels, geometry))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 import weakref
 from collections.abc import Mapping
@@ -15,8 +14,10 @@ from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.llama import Buffer
 from radvlm_edge.runtime.studies import StudyStore, study_key
+from radvlm_edge.runtime.versions import version_of
 
 if TYPE_CHECKING:
+    from radvlm_edge.runtime.overlap import Coming
     from radvlm_edge.runtime.reader import Study
 
 VISION_ENGINES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
@@ -95,16 +96,19 @@ class Recall:
         study.cache = "hit" if found else "miss"
         return found
 
-    def prefill(self, study: Study) -> float:
-        """Prefill a study's prefix from its image tokens; returns how long it took in milliseconds."""
-        began, image = time.perf_counter(), study.image
+    def prefill(self, study: Study, coming: Coming | None = None) -> float:
+        """Prefill a study's prefix from its image tokens; returns how long it took in milliseconds.
+
+        `coming`: the tokens, where they are still being encoded; waiting for them is not counted.
+        """
+        began, image = time.perf_counter(), study.image if coming is None else coming
         engine = self._language.split
         study.uncharged_tokens += self._language.start([self.head, image])
         if self._language.split is not engine:
             study.key = None  # it names an engine that has just failed
         study.notes += self._language.notes
         self._language.notes = []
-        took_ms = (time.perf_counter() - began) * 1e3
+        took_ms = (time.perf_counter() - began) * 1e3 - (coming.waited_ms if coming is not None else 0.0)
         study.uncharged_ms += took_ms
         self._current = weakref.ref(study)
         return took_ms
@@ -162,10 +166,5 @@ class Recall:
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version_of(name) for name in packages}
+    return {name: version for name, version in found.items() if version is not None}

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from radvlm_edge.bundle import Artefact, Bundle
 from radvlm_edge.errors import BackendError, BundleError
 from radvlm_edge.runtime import gpus
-from radvlm_edge.runtime.vision import CROPS_PER_BATCH, VisionTower, open_tower
+from radvlm_edge.runtime.vision import (
+    CROPS_PER_BATCH,
+    Plan,
+    VisionTower,
+    available_cpus,
+    installed_engine,
+    open_tower,
+)
 from radvlm_edge.runtime.vision_choice import AUTO, Chosen, choose_engine
+from radvlm_edge.runtime.vision_late import KNOWN, LateTower
 
 CPU_ONLY = "int8"
 """An artefact no GPU engine has kernels for; theirs is `int8-trt`."""
@@ -39,17 +48,31 @@ class Best(NamedTuple):
     line: str | None
 
 
-def open_for(bundle: Bundle, artefact: Artefact, threads: int | None, backend: str | None) -> Opened:
-    """Open a vision artefact in the engine named, or (`auto` or `None`) in the best that works here."""
+def open_for(
+    bundle: Bundle, artefact: Artefact, threads: int | None, backend: str | None, *, late: bool = False
+) -> Opened:
+    """Open a vision artefact in the engine named, or (`auto` or `None`) in the best that works here.
+
+    `late`: at the first crops, where the engine allows it (vision_late.py).
+    """
     chosen = choose_engine(artefact.sha256, backend, threads)
 
     def open_engine(name: str) -> VisionTower:
         asked, crops = threads, CROPS_PER_BATCH
         if name == chosen.backend:
             asked, crops = chosen.threads, chosen.crops_per_batch
-        return open_tower(
-            bundle.path(artefact), asked, backend=name, crops_per_batch=crops, sha256=artefact.sha256
+        opening = partial(
+            open_tower,
+            bundle.path(artefact),
+            asked,
+            backend=name,
+            crops_per_batch=crops,
+            sha256=artefact.sha256,
         )
+        if late and name in KNOWN and installed_engine(name):
+            plan = Plan(asked or available_cpus(), crops, False, artefact.sha256)
+            return LateTower(KNOWN[name], plan, opening)
+        return opening()
 
     if backend not in (None, AUTO):
         return Opened(open_engine(chosen.backend), chosen, None)

@@ -19,13 +19,14 @@ from radvlm_edge.benchmarks.bench_cases import CHECKLIST, COLD, REPORT, SECOND, 
 from radvlm_edge.benchmarks.bench_ceilings import Ceilings, measure_ceilings
 from radvlm_edge.benchmarks.bench_film import drawn_film
 from radvlm_edge.benchmarks.bench_roofline import fractions, kv_bytes_read, phases
-from radvlm_edge.benchmarks.bench_trace import record, write_trace
+from radvlm_edge.benchmarks.bench_trace import record, record_start, write_trace
 from radvlm_edge.benchmarks.gemm_graph import matmul_graph
 from radvlm_edge.benchmarks.plot import ticks
 from radvlm_edge.bundle import Artefact, demo_bundle
 from radvlm_edge.cli import cli
 from radvlm_edge.geometry import GEOMETRIES
 from radvlm_edge.runtime import anyres, crops, prompts
+from radvlm_edge.runtime import reader as stage
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.reader import Options, Reader
 from radvlm_edge.runtime.roofline import PUBLISHED
@@ -258,13 +259,13 @@ def test_tegrastats_power_is_read_and_added_up(tmp_path: Path) -> None:
 
 
 def test_a_trace_holds_every_batch_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    cut, pack = crops.cut, anyres.pack
+    cut, add = crops.cut, anyres.Packer.add
     with Reader.open(options=Options(threads=1, max_tokens=8)) as reader:
         trace = record(reader, SMALL)
         answer = reader.look(SMALL).ask(bench_cases.FIRST_QUESTION).finish()
         assert "encode" not in vars(reader.tower) and "_decode_batch" not in vars(reader._language._llama)
         layout = crops.plan(400, 330, reader.bundle.manifest.geometry)
-    assert (crops.cut, anyres.pack) == (cut, pack)
+    assert (crops.cut, anyres.Packer.add) == (cut, add)
     done = list(zip(trace.spans, trace.counts, strict=True))
     assert [span.name for span, _ in done[:4]] == ["DICOM", "crops", "vision", "pack"]
     assert done[2][1] == {"crops": layout.crops}
@@ -280,6 +281,23 @@ def test_a_trace_holds_every_batch_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert all(end <= start + 1 for end, start in zip(ends, starts[1:], strict=False)), "one after another"
     with Image.open(drawn) as picture:
         assert len(picture.getcolors(1 << 20) or ()) > 5
+
+
+def test_a_trace_of_a_start_shows_what_ran_at_once(tmp_path: Path) -> None:
+    load, film = stage.load_film, tmp_path / "film.dcm"
+    film.write_bytes(drawn_film(700, 600))
+    trace = record_start(demo_bundle(), Options(threads=1, max_tokens=4, overlap=True), film)
+    assert stage.load_film is load
+    done = list(zip(trace.spans, trace.counts, strict=True))
+    tracks = {span.name: span.track for span in trace.spans}
+    assert tracks["open tower"] == "vision" and tracks["open language model"] == "language"
+    (read,) = (span for span in trace.spans if span.name == "DICOM")
+    (cut,) = (span for span in trace.spans if span.name == "crops")
+    assert read.track == "film" and read.start + read.length <= cut.start
+    layout = crops.plan(700, 600, bench.Bundle.open(demo_bundle()).manifest.geometry)
+    batches = [counts["crops"] for span, counts in done if span.name == "vision"]
+    assert sum(batches) == layout.crops and len(batches) > 1, "batch by batch"
+    assert sum(counts["crops"] for span, counts in done if span.name == "pack") == layout.crops
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.034), (3, 1234), (0, 0)])

@@ -87,6 +87,59 @@ def test_starting_loads_no_engine(code: str) -> None:
     loaded = result.stdout.partition("LOADED")[2].split()
     assert "radvlm_edge" in loaded, result.stderr
     assert not {"torch", "transformers", "onnxruntime", "llama_cpp", "numpy"} & set(loaded)
+    assert not {"jinja2", "PIL", "pydicom", "importlib.metadata"} & set(loaded)
+
+
+FIRST_WORK = """
+import sys, threading
+from radvlm_edge.cli import cli
+from radvlm_edge.runtime import film, reader
+
+def tell(*_, **__):
+    print("LOADED", *sys.modules, flush=True)
+    print("THREAD", threading.current_thread().name, flush=True)
+    import os
+    os._exit(0)
+
+reader.load_film = tell
+cli.main(["infer", *sys.argv[1:]], standalone_mode=False)
+"""
+
+
+def test_a_film_is_being_read_before_any_engine_is_loaded() -> None:
+    film = ROOT / "examples" / "chest.dcm"
+    command = [sys.executable, "-c", FIRST_WORK, film, "--ask", "a?", "--overlap"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "THREAD film" in result.stdout, result.stderr
+    loaded = set(result.stdout.partition("LOADED")[2].partition("THREAD")[0].split())
+    assert {"numpy", "PIL.Image", "radvlm_edge.runtime.reader"} <= loaded
+    late = {"onnxruntime", "openvino", "pydicom", "diskcache", "sqlite3", "requests"}
+    late |= {"llama_cpp", "llama_cpp.llama", "torch"}
+    assert not late & loaded
+
+
+LIBRARY = """
+from radvlm_edge.runtime.llama_library import llama_cpp, load
+import sys
+before = llama_cpp.llama_max_devices()
+assert not {"llama_cpp", "diskcache", "llama_cpp.llama"} & set(sys.modules)
+import llama_cpp as whole
+assert whole.llama_cpp is load() if hasattr(whole, "llama_cpp") else True
+assert sys.modules["llama_cpp.llama_cpp"] is load()
+assert whole.llama_max_devices is load().llama_max_devices and whole.Llama is not None
+from radvlm_edge.runtime.llama_settings import FLASH, KV_TYPES
+assert FLASH == {"auto": whole.LLAMA_FLASH_ATTN_TYPE_AUTO, "on": whole.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+                 "off": whole.LLAMA_FLASH_ATTN_TYPE_DISABLED}
+assert KV_TYPES == {"f16": whole.GGML_TYPE_F16, "q8_0": whole.GGML_TYPE_Q8_0}
+from llama_cpp import mtmd_cpp
+assert mtmd_cpp.mtmd_default_marker()
+print("one library")
+"""
+
+
+def test_llama_cpps_bindings_are_loaded_alone_and_are_the_packages_own() -> None:
+    result = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "one library", result.stderr
 
 
 def test_links_for_type_checkers_point_at_the_rooms() -> None:

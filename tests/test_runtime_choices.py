@@ -146,3 +146,35 @@ def test_the_command_line_decides(tiny_bundle: Path, tmp_path: Path) -> None:
     assert plain.stdout == choice["text"] + "\n" and "(uncalibrated)" in plain.stderr
     refused = run("Yes")
     assert refused.returncode == 1 and refused.stdout == "" and "--choose 'Yes|No'" in refused.stderr
+
+
+@pytest.mark.parametrize("choices", [("Yes", "No"), ("Yes, there is", "No, there is no", "Maybe")])
+def test_decisions_together_are_those_one_by_one(
+    study: Study, monkeypatch: pytest.MonkeyPatch, choices: tuple[str, ...]
+) -> None:
+    questions = [*prompts.task_questions("checklist"), QUESTION, "Is the heart enlarged?", "left?", "right?"]
+    alone = [study.choose(question, choices) for question in questions]
+    calls: list[int] = []
+    decode = llama.llama_cpp.llama_decode
+
+    def counting(context: Any, batch: Any) -> int:
+        calls.append(int(batch.n_tokens))
+        return int(decode(context, batch))
+
+    monkeypatch.setattr(llama.llama_cpp, "llama_decode", counting)
+    together = study.choose_many(questions, choices)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.question == theirs.question and ours.prompt_tokens == theirs.prompt_tokens
+        assert list(ours.probabilities.values()) == pytest.approx(
+            list(theirs.probabilities.values()), abs=0.01
+        )
+        assert ours.mass == pytest.approx(theirs.mass, abs=0.01)
+    assert sum(one.prefill_tokens for one in together) == sum(calls) < sum(c.prefill_tokens for c in alone)
+    if choices == ("Yes", "No"):
+        assert len(calls) == 3, "what all begin with, 16 questions, the one more"
+    assert study.choose_many([]) == []
+    with pytest.raises(QuestionError):
+        study.choose_many([*questions, " "], choices)
+    assert study.choose(QUESTION, choices).probabilities == alone[13].probabilities, (
+        "it leaves nothing behind"
+    )

@@ -39,8 +39,9 @@ One object a film, each on one line; a film that failed is `{"film": ..., "error
 sum to 1; `mass`, what they summed to before (small: the model would say something else); \
 `calibrated`: the same probabilities calibrated, null where the bundle was not |
 | `image` | film `height` and `width` in pixels, `crops` encoded, `image_tokens` prefilled, `detail` |
-| `timing_ms` | `load` (first film only), `decode_film`, `crops`, `vision`, `cache` (finding or keeping the \
-film there), `prefill`, `prefill_other` (of the film's, what another engine than llama.cpp ran), \
+| `timing_ms` | `load` (first film only), `decode_film` and `crops` (0: done while weights loaded), \
+`vision`, `overlapped` (of the tower's time, what passed behind the prefill), `cache` (finding or keeping \
+the film there), `prefill`, `prefill_other` (of the film's, what another engine than llama.cpp ran), \
 `decode`, `total` |
 """
 

@@ -8,7 +8,6 @@ answer = study.ask("any effusion?")
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from radvlm_edge.errors import RadvlmError
@@ -17,17 +16,21 @@ if TYPE_CHECKING:
     from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.reader import Options, Reader, Study
 
+    __version__: str
+
 # ONNX Runtime's Linux builds from 1.29 on report models and hardware to their makers unless told not to
 # before they are loaded. Every module of this package is loaded after this line.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
 
-__version__ = version("radvlm-edge")
-
 
 def __getattr__(name: str) -> Any:
-    """Load the engines only when the reader is first used."""
+    """Load the engines only when the reader is first used, and look the version up when it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("radvlm-edge")
     if name in __all__:
         from radvlm_edge.runtime import reader
 

@@ -13,7 +13,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,8 @@ def digests(files: Mapping[str, Path], progress: Progress | None = None) -> dict
 
     hashlib lets other threads run while it hashes, so threads are enough. Raises OSError.
     """
+    from concurrent.futures import ThreadPoolExecutor  # only where something is hashed
+
     total = sum(path.stat().st_size for path in files.values())
     done = 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from radvlm_edge.cli.options import film_options, need
+from radvlm_edge.cli.options import film_options, need, overlap_option
 
 COMMA = "  Several, separated by commas, are compared."
 
@@ -27,6 +27,7 @@ COMMA = "  Several, separated by commas, are compared."
 @click.option("--vision", metavar="X", help=f"Vision artefact.{COMMA}")
 @click.option("--language", metavar="X", help=f"Language artefact.{COMMA}")
 @film_options
+@overlap_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of all engines.")
 @click.option("--force", is_flag=True, help="Also use artefacts measured beyond the bundle's limits.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Times each is done.")
@@ -42,7 +43,7 @@ COMMA = "  Several, separated by commas, are compared."
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="OUT",
-    help="Also write a Chrome trace of one cold study here, and its picture beside it as .png.",
+    help="Also write a Chrome trace of one start and cold study here, and its picture beside it as .png.",
 )
 def bench(
     bundle: Path | None,
@@ -101,10 +102,12 @@ def _several(value: str | None) -> tuple[str | None, ...]:
 
 
 def _trace(plan: Any, path: Path) -> None:
-    from radvlm_edge.benchmarks.bench_trace import record, write_trace
-    from radvlm_edge.runtime.reader import Reader
+    import tempfile
 
-    with Reader.open(plan.bundle, next(iter(plan.variants().values()))) as reader:
-        reader.look(plan.film)  # warm-up
-        drawn = write_trace(record(reader, plan.film), path)
+    from radvlm_edge.benchmarks.bench_trace import record_start, write_trace
+
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film"
+        film.write_bytes(plan.film)
+        drawn = write_trace(record_start(plan.bundle, next(iter(plan.variants().values())), film), path)
     click.echo(f"{path} and {drawn}: written", err=True)

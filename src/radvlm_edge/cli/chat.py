@@ -33,7 +33,7 @@ def chat(film: str, bundle: Path | None, **options: Any) -> None:
         raise FilmError(
             "chat reads its questions from stdin, so the film cannot come from there; name a file"
         )
-    with open_reader(bundle, **options) as reader:
+    with open_reader(bundle, ahead=film, **options) as reader:
         study = reader.look(film)
         say_notes(film, study)
         click.echo(notice(reader.bundle.manifest), err=True)

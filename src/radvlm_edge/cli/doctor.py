@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -141,10 +140,9 @@ def _told(measured: Measured) -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    from radvlm_edge.runtime.versions import version_of
+
+    return version_of(name) or "not installed"
 
 
 def _vision() -> str:

@@ -87,7 +87,7 @@ def infer(
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
     questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
     log = _open_log(audit)
-    with open_reader(bundle, **options) as reader:
+    with open_reader(bundle, ahead=None if films[0] == "-" else films[0], **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
         failed = 0
@@ -190,8 +190,7 @@ def _decide(
     log: AuditLog | None,
 ) -> list[dict[str, Any]]:
     records = []
-    for question in questions:
-        choice = study.choose(question, choices)
+    for question, choice in zip(questions, study.choose_many(questions, choices), strict=True):
         if log is not None:
             _note(log, study, choice)
         if not as_json:
@@ -252,6 +251,7 @@ def _record(
             "decode_film": round(looked.decode_film_ms, 2),
             "crops": round(looked.crops_ms, 2),
             "vision": round(looked.vision_ms, 2),
+            "overlapped": round(looked.overlapped_ms, 2),
             "cache": round(looked.cache_ms, 2),
             "prefill": round(sum(answer["timing_ms"]["prefill"] for answer in answers), 2),
             "prefill_other": round(sum(ms for n, ms in looked.prefill_by_ms.items() if n != "llama.cpp"), 2),

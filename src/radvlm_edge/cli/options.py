@@ -31,9 +31,20 @@ def parse_layers(context: click.Context, parameter: click.Parameter, value: str 
     return int(value)
 
 
+def overlap_option(function: F) -> F:
+    """Whether parts of a first answer run at once (runtime/overlap.py)."""
+    return click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="Encode crops while complete image tokens are prefilled, and read the film while weights load: "
+        "the same answers.  [default: where it pays (docs/benchmarks.md)]",
+    )(function)
+
+
 def reader_options(function: F) -> F:
     """Options of every command that loads a bundle."""
     for option in (
+        overlap_option,
         click.option(
             "--force",
             is_flag=True,
@@ -193,10 +204,11 @@ def say_notes(film: str, study: Study) -> None:
         click.echo(f"radvlm-edge: {note}", err=True)
 
 
-def open_reader(bundle: Path | None, **options: Any) -> Reader:
+def open_reader(bundle: Path | None, *, ahead: str | None = None, **options: Any) -> Reader:
+    """Open a bundle and say what is odd about it; `ahead`: the film that is read meanwhile."""
     from radvlm_edge.runtime.reader import Options, Reader
 
-    reader = Reader.open(bundle, Options(**options))
+    reader = Reader.open(bundle, Options(**options), ahead=ahead)
     lines = (
         reader.engine_note,
         reader.fidelity if "by force" in reader.fidelity else None,
