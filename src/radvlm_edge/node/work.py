@@ -1,0 +1,147 @@
+"""The one thread that has the model: takes films from the queue, leaves results in it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+
+from radvlm_edge.errors import RadvlmError
+from radvlm_edge.node import capture, gsps, sr
+from radvlm_edge.node.folder import RESULT, Folder
+from radvlm_edge.node.heading import Heading, encoded
+from radvlm_edge.node.identity import Aliases, Maker
+from radvlm_edge.node.questions import Questions
+from radvlm_edge.node.queue import Queue, QueuedFilm, QueuedResult
+from radvlm_edge.node.reading import Failure, Reading, read
+from radvlm_edge.node.settings import Settings
+from radvlm_edge.node.trouble import where
+from radvlm_edge.runtime.reader import Reader
+
+log = logging.getLogger("radvlm_edge.node")
+
+IDLE_S = 1.0
+"""How often films put back are looked for; new ones wake the thread."""
+FULL_S = 30.0
+"""Pause when results cannot be written: the disk is full, and that is no fault of the film."""
+AGAIN_S = 5.0
+"""Pause before a film that failed inside is tried again."""
+
+
+class Worker:
+    """Works films off one at a time, in the order they came."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        questions: Questions,
+        settings: Settings,
+        folder: Folder,
+        queue: Queue,
+        made: Callable[[], None],
+        *,
+        any_view: bool = False,
+    ) -> None:
+        """`made` is called when results wait to be sent."""
+        self._reader, self._questions, self._settings = reader, questions, settings
+        self._folder, self._queue, self._made, self._any_view = folder, queue, made, any_view
+        self.maker = Maker.of(reader, questions)
+        self._alias = Aliases(queue.salt)
+        self._awake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A film has come."""
+        self._awake.set()
+
+    def stop(self, wait_s: float) -> bool:
+        """Begin no further film; True if the one under way was finished. If not, it is begun anew next time."""
+        self._stopping = True
+        self._awake.set()
+        self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                film = self._queue.take()
+            except sqlite3.Error as error:
+                log.error("the queue cannot be read: %s", where(error))
+                film = None
+            if film is None:
+                self._awake.wait(IDLE_S)
+                self._awake.clear()
+            else:
+                self._work(film)
+
+    def _work(self, film: QueuedFilm) -> None:
+        """One film, whatever happens: results, or another try."""
+        name, began = self._alias(film.uid), time.monotonic()
+        try:
+            outcome = self._outcome(film)
+            results = self._results(film, outcome)
+            state = "read" if isinstance(outcome, Reading) else "failed"
+            self._queue.finish(film.uid, state, results)
+        except (OSError, sqlite3.Error) as error:
+            log.error("film %s: its results cannot be kept, it waits: %s", name, where(error))
+            self._wait(film, FULL_S, counted=False)
+        except Exception as error:  # noqa: BLE001 - one film's fault must not end the model's thread
+            log.error("film %s: try %d failed: %s", name, film.attempts, where(error))
+            self._wait(film, AGAIN_S, counted=True)
+        else:
+            kinds = ", ".join(result.kind for result in results)
+            took_ms = round((time.monotonic() - began) * 1e3)
+            log.info("film %s %s in %d ms: %s", name, state, took_ms, kinds)
+            self._made()
+
+    def _outcome(self, film: QueuedFilm) -> Reading | Failure:
+        assert film.file is not None
+        if film.attempts > self._settings.tries:
+            return Failure(f"the analysis failed or ended the program {film.attempts - 1} times")
+        content = self._folder.read(film.file)
+        try:
+            return read(self._reader, content, self._questions, any_view=self._any_view)
+        except RadvlmError as error:
+            if film.attempts < self._settings.tries:
+                raise
+            return Failure(str(error))
+
+    def _results(self, film: QueuedFilm, outcome: Reading | Failure) -> list[QueuedResult]:
+        """Write what is to be sent. The report is never missing; pictures are, if they cannot be made."""
+        assert film.file is not None
+        heading = Heading.of(self._folder.read(film.file), self.maker, film.received_s)
+        contents = {"sr": encoded(sr.report(heading, outcome))}
+        if isinstance(outcome, Reading):
+            try:
+                state = gsps.overlay(heading, outcome)
+                if state is not None:
+                    contents["gsps"] = encoded(state)
+                if self._settings.capture:
+                    contents["capture"] = encoded(capture.captured(heading, outcome))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:  # of an odd film's header
+                log.error("film %s: no picture of its boxes: %s", self._alias(film.uid), where(error))
+        return [
+            QueuedResult(
+                self.maker.result_uid(kind, film.uid),
+                film.uid,
+                kind,
+                self._folder.keep(RESULT, content),
+                time.time(),
+            )
+            for kind, content in contents.items()
+        ]
+
+    def _wait(self, film: QueuedFilm, pause_s: float, *, counted: bool) -> None:
+        try:
+            self._queue.put_back(film.uid, pause_s, counted=counted)
+        except sqlite3.Error as error:
+            # It stays marked as being worked on, and waits again when the node is started anew.
+            log.error("film %s cannot be put back: %s", self._alias(film.uid), where(error))
+        if not counted:
+            time.sleep(min(pause_s, 1.0))  # a full disk is not asked in a tight loop
