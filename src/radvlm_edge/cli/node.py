@@ -47,7 +47,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--tls-cert", type=FILE, metavar="PEM", help="Certificate chain; TLS alone is spoken.")
 @click.option("--tls-key", type=FILE, metavar="PEM", help="Its unencrypted private key.")
 @click.option("--tls-clients", type=FILE, metavar="PEM", help="Authorities senders' certificates come from.")
-@click.option("--to-tls", type=FILE, metavar="PEM", help="TLS to the PACS, whose certificate comes from these.")
+@click.option(
+    "--to-tls", type=FILE, metavar="PEM", help="TLS to the PACS, whose certificate comes from these."
+)
 @click.option(
     "--queue", type=click.IntRange(1), default=10_000, show_default=True, help="Films that may wait."
 )

@@ -26,9 +26,7 @@ def captured(heading: Heading, reading: Reading) -> Dataset:
     picture = picture.resize(size, Image.Resampling.BICUBIC)
     sheet = Image.new("RGB", (picture.width, picture.height + BAND))
     sheet.paste(picture, (0, BAND))
-    ImageDraw.Draw(sheet).text(
-        (6, 6), heading.notice, fill="#ffb000", font=ImageFont.load_default(size=14)
-    )
+    ImageDraw.Draw(sheet).text((6, 6), heading.notice, fill="#ffb000", font=ImageFont.load_default(size=14))
     with quietly():
         common = heading.common("capture")
         result = SCImage(
@@ -37,7 +35,6 @@ def captured(heading: Heading, reading: Reading) -> Dataset:
             bits_allocated=8,
             coordinate_system="PATIENT",
             study_instance_uid=film.StudyInstanceUID,
-            conversion_type=ConversionTypeValues.WSD,
             patient_id=film.PatientID,
             patient_name=film.PatientName,
             patient_birth_date=film.PatientBirthDate,
@@ -50,6 +47,7 @@ def captured(heading: Heading, reading: Reading) -> Dataset:
             patient_orientation=["L", "F"],
             **common,
         )
+        result.ConversionType = ConversionTypeValues.WSD.value
         # the film's own, or unknown: the one above is only what highdicom wants
         result.PatientOrientation = film.get("PatientOrientation", "")
         result.ImageType = ["DERIVED", "SECONDARY"]

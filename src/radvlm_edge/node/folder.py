@@ -35,7 +35,9 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise NodeError(f"{path}: another node works in it; stop that, or name another --folder") from None
+            raise NodeError(
+                f"{path}: another node works in it; stop that, or name another --folder"
+            ) from None
 
     @property
     def queue(self) -> Path:
@@ -110,6 +112,6 @@ def _check(path: Path) -> None:
         raise NodeError(f"{path}: cannot be made or read: {error.strerror}; name another --folder") from error
     if seen.st_uid != os.geteuid() or seen.st_mode & 0o077:
         raise NodeError(
-            f"{path}: films are patient data and others can read or write it (user {seen.st_uid}, mode "
-            f"{stat.S_IMODE(seen.st_mode):04o}); run `chmod 700 {path}` as its owner, or name another --folder"
+            f"{path}: films are patient data and others can read it (user {seen.st_uid}, mode "
+            f"{stat.S_IMODE(seen.st_mode):04o}); run `chmod 700 {path}` as its owner, or name another"
         )

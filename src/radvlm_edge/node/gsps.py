@@ -47,6 +47,8 @@ def overlay(heading: Heading, reading: Reading) -> Dataset | None:
             presentation_lut_transformation=PresentationLUTTransformation(_shape(film)),
             **heading.common("gsps"),
         )
+        for keyword in ("ContentDate", "ContentTime"):  # highdicom's, not of this object
+            state.pop(keyword, None)
         _aspect(film, state.DisplayedAreaSelectionSequence[0])
         return heading.finish(state)
 
@@ -63,4 +65,3 @@ def _shape(film: Dataset) -> PresentationLUTShapeValues:
     """A presentation state ignores the photometric interpretation, so it must say itself what is white."""
     inverted = film.get("PhotometricInterpretation") == "MONOCHROME1"
     return PresentationLUTShapeValues.INVERSE if inverted else PresentationLUTShapeValues.IDENTITY
-

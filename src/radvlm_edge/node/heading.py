@@ -105,6 +105,7 @@ class Heading:
         item.ContributionDescription = self.notice
         result.ContributingEquipmentSequence = [item]
         result.SpecificCharacterSet = "ISO_IR 192"
+        result.BodyPartExamined = "CHEST"
         result.TimezoneOffsetFromUTC = self.received.strftime("%z")
         day, time = self.received.strftime("%Y%m%d"), self.received.strftime("%H%M%S")
         for stem in ("Series", "InstanceCreation", "Content", "PresentationCreation", "{}OfSecondaryCapture"):

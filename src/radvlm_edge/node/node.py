@@ -14,8 +14,8 @@ from typing import Any
 from radvlm_edge.errors import NodeError
 from radvlm_edge.node.folder import Folder
 from radvlm_edge.node.identity import Aliases
-from radvlm_edge.node.queue import Queue
 from radvlm_edge.node.questions import Questions
+from radvlm_edge.node.queue import Queue
 from radvlm_edge.node.scp import Receiver
 from radvlm_edge.node.send import Sender
 from radvlm_edge.node.settings import Settings
@@ -33,7 +33,12 @@ class Node:
     """Everything at work in one folder."""
 
     def __init__(
-        self, reader: Reader, settings: Settings, questions: Questions | None = None, *, any_view: bool = False
+        self,
+        reader: Reader,
+        settings: Settings,
+        questions: Questions | None = None,
+        *,
+        any_view: bool = False,
     ) -> None:
         """Take the folder and find out what waits in it. Raises NodeError where that cannot be."""
         hush()

@@ -1,4 +1,4 @@
-"""The queue: a SQLite database that says of every film and result how far it is, whatever ends the process."""
+"""The queue: a SQLite database that says how far every film and result is, whatever ends the process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ SCHEMA = 1
 TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS films (
-    number INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, digest TEXT NOT NULL, file TEXT, sender TEXT NOT NULL,
-    received_s REAL NOT NULL, state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done')),
+    number INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, digest TEXT NOT NULL, file TEXT,
+    sender TEXT NOT NULL, received_s REAL NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'done')),
     attempts INTEGER NOT NULL DEFAULT 0, due_s REAL NOT NULL DEFAULT 0, outcome TEXT
 );
 CREATE INDEX IF NOT EXISTS films_due ON films (state, number);
@@ -149,8 +150,8 @@ class Queue:
         rows = [(one.uid, one.film, one.kind, one.file, one.made_s) for one in results]
         with self._change() as base:
             base.executemany(
-                "INSERT INTO results (uid, film, kind, file, state, made_s) VALUES (?, ?, ?, ?, 'waiting', ?) "
-                "ON CONFLICT (uid) DO NOTHING",
+                "INSERT INTO results (uid, film, kind, file, state, made_s) "
+                "VALUES (?, ?, ?, ?, 'waiting', ?) ON CONFLICT (uid) DO NOTHING",
                 rows,
             )
             base.execute("UPDATE films SET state = 'done', outcome = ? WHERE uid = ?", (outcome, uid))
@@ -205,8 +206,8 @@ class Queue:
 
     def files(self) -> set[str]:
         """Every file a record names."""
-        query = "SELECT file FROM films WHERE file IS NOT NULL UNION SELECT file FROM results WHERE file IS NOT NULL"
-        return {row[0] for row in self._rows(query)}
+        rows = self._rows("SELECT file FROM films UNION SELECT file FROM results")
+        return {str(file) for (file,) in rows if file is not None}
 
     def waiting(self) -> int:
         """Films not worked off yet."""

@@ -69,7 +69,9 @@ class Failure:
     """False for a film that is not what the model knows: it was not shown to it."""
 
 
-def read(reader: Reader, content: bytes, questions: Questions, *, any_view: bool = False) -> Reading | Failure:
+def read(
+    reader: Reader, content: bytes, questions: Questions, *, any_view: bool = False
+) -> Reading | Failure:
     """Look at a film once and ask it everything.
 
     A film that cannot be read, or is none the model knows, is a `Failure`; faults of the engines are raised.

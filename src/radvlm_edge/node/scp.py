@@ -13,17 +13,17 @@ from collections.abc import Callable
 import pydicom
 from pydicom import Dataset
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2K,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLossless,
@@ -176,7 +176,9 @@ def check_film(content: bytes, announced: str) -> str:
     """SOP Instance UID of a stored film. Raises RefusedError unless its header can be read and agrees."""
     try:
         with io.BytesIO(content) as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*NEEDED, "Rows", "Columns"])
+            header = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=[*NEEDED, "Rows", "Columns"]
+            )
         uids = {name: UID(str(header.get(name) or "")) for name in NEEDED}
     except DAMAGE as error:
         raise RefusedError(CANNOT_UNDERSTAND, "its header is damaged") from error

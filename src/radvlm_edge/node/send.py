@@ -1,13 +1,11 @@
-"""Results out: C-STORE to the one configured peer, again and again until it has them or they are dead letters."""
+"""Results out: C-STORE to the one configured peer until it has them, or they are dead letters."""
 
 from __future__ import annotations
 
 import io
 import logging
-import sqlite3
 import threading
 import time
-from collections.abc import Callable
 
 import pydicom
 from pydicom.uid import (

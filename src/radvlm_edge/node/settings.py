@@ -51,7 +51,7 @@ class Settings:
     tls_clients: Path | None = None
     """PEM file of authorities; senders must show a certificate of one of them."""
     to_tls: Path | None = None
-    """PEM file of authorities the PACS's certificate must come from; `None`: the PACS is spoken to in clear."""
+    """PEM file of authorities the PACS's certificate must come from; `None`: it is spoken to in clear."""
     capture: bool = False
     """Also send a secondary capture with the boxes drawn in."""
     queue: int = 10_000
@@ -85,7 +85,9 @@ class Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise NodeError("TLS needs both --tls-cert and --tls-key; only one is given")
         if self.tls_clients is not None and self.tls_cert is None:
-            raise NodeError("--tls-clients asks senders for certificates; that needs --tls-cert and --tls-key")
+            raise NodeError(
+                "--tls-clients asks senders for certificates; that needs --tls-cert and --tls-key"
+            )
         self.server_tls()
         self.client_tls()
 

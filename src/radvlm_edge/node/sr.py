@@ -43,7 +43,7 @@ def report(heading: Heading, outcome: Reading | Failure) -> Dataset:
 
 
 def _summary(heading: Heading, outcome: Reading | Failure) -> Group:
-    """Whether the analysis succeeded, as codes: the first group of every report."""
+    """Whether the analysis succeeded, as codes, and what made it: the first group of every report."""
     if isinstance(outcome, Reading):
         state = codes.SUCCEEDED
     else:
@@ -65,12 +65,9 @@ def _finding(heading: Heading, finding: Finding) -> Group:
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(heading, f"finding: {finding.label}"),
         finding_type=codes.FINDINGS[finding.label],
-        algorithm_id=_algorithm(heading),
         source_images=[_source(heading)],
         measurements=measurements,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(codes.PRESENCE, codes.PRESENCES[finding.presence])
-        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(codes.PRESENCE, codes.PRESENCES[finding.presence])],
     )
 
 
@@ -81,7 +78,6 @@ def _region(heading: Heading, index: int, box: Box) -> Group:
         tracking_identifier=_tracking(heading, f"box {index + 1}: {box.label or 'unnamed'}"),
         referenced_region=sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners(box), source),
         finding_type=codes.FINDINGS.get(box.label or "", codes.REGION),
-        algorithm_id=_algorithm(heading),
     )
 
 

@@ -61,7 +61,7 @@ class Worker:
         self._awake.set()
 
     def stop(self, wait_s: float) -> bool:
-        """Begin no further film; True if the one under way was finished. If not, it is begun anew next time."""
+        """Begin no further film; True if the one under way was finished, else it is begun anew next time."""
         self._stopping = True
         self._awake.set()
         self._thread.join(wait_s)
