@@ -97,7 +97,7 @@ def test_a_film_is_on_disk_before_it_is_acknowledged_and_queued_once(desk: Desk)
 def test_other_content_under_a_known_uid_is_said_not_taken(desk: Desk) -> None:
     store(desk.port, film(1))
     (answer,) = store(desk.port, film(1, PatientID="another"))
-    assert answer.Status == scp.DISCARDED and "first is kept" in answer.ErrorComment
+    assert answer.Status == scp.DISCARDED and "first content is kept" in answer.ErrorComment
     assert len(desk.films) == 1
 
 

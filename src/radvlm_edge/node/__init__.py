@@ -2,6 +2,6 @@
 
 `settings`, `questions`, `identity`: what the caller wants, and the UIDs that follow from it.
 `folder`, `queue`: what survives a kill.
-`scp` (film in) → `reading` (film → findings) → `heading`, `codes`, `sr`, `gsps`, `capture` (findings → DICOM) →
+`scp` (film in) → `reading` (film → findings) → `heading`, `codes`, `sr`, `gsps`, `capture` (→ DICOM) →
 `work` (the one thread that has the model) → `send` (to the PACS) → `node` (all of it).
 """

@@ -21,6 +21,7 @@ from pydicom.valuerep import DA, TM, PersonName
 
 from radvlm_edge.node.codes import OWN, OWN_NAME, PROCESSING
 from radvlm_edge.node.identity import MANUFACTURER, Maker
+from radvlm_edge.runtime.dicom import DAMAGE
 
 NOTICE = "AI output for research, not for diagnosis."
 DEMONSTRATION = "The demonstration model was trained mostly on synthetic films."
@@ -120,7 +121,7 @@ def identity_of(header: Dataset) -> Dataset:
     """What results take over from a film's header: a fixed list, with unreadable values left empty."""
     film = Dataset()
     for keyword in UIDS:
-        setattr(film, keyword, str(header.get(keyword) or ""))
+        setattr(film, keyword, _text(header, keyword))
     for keyword in NAMES:
         setattr(film, keyword, PersonName(_text(header, keyword)))
     for keyword in TEXTS:
@@ -133,21 +134,21 @@ def identity_of(header: Dataset) -> Dataset:
         if text := _text(header, keyword):
             setattr(film, keyword, text)
     for keyword in PIXELS:
-        if header.get(keyword) not in (None, ""):
-            setattr(film, keyword, header.get(keyword))
+        if (value := _value(header, keyword)) not in (None, ""):
+            setattr(film, keyword, value)
     _take_window(header, film)
     return film
 
 
 def _take_window(header: Dataset, film: Dataset) -> None:
     """The first of the film's own presentations, as `runtime.dicom` applies it; none that cannot be one."""
-    if header.get("VOILUTSequence"):
-        film.VOILUTSequence = [header.VOILUTSequence[0]]
+    if tables := _value(header, "VOILUTSequence"):
+        film.VOILUTSequence = [tables[0]]
         return
     try:
         center, width = (
             float(value[0] if isinstance(value, MultiValue) else value)
-            for value in (header.get("WindowCenter"), header.get("WindowWidth"))
+            for value in (_value(header, "WindowCenter"), _value(header, "WindowWidth"))
         )
     except (TypeError, ValueError, IndexError):
         return
@@ -173,8 +174,16 @@ def quietly() -> Iterator[None]:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    value = header.get(keyword)
+    value = _value(header, keyword)
     return "" if value is None else str(value).strip()
+
+
+def _value(header: Dataset, keyword: str) -> Any:
+    """An element's value; `None` where it is missing or damaged."""
+    try:
+        return header.get(keyword)
+    except DAMAGE:
+        return None
 
 
 def _date(text: str, kind: Any) -> str:

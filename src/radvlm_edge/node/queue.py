@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from radvlm_edge.errors import NodeError
 
@@ -135,7 +136,7 @@ class Queue:
             base.execute(
                 "UPDATE films SET state = 'working', attempts = attempts + 1 WHERE uid = ?", (row[0],)
             )
-            return QueuedFilm(*row[:-1], row[-1] + 1)
+            return replace(QueuedFilm(*row), attempts=row[-1] + 1)
 
     def put_back(self, uid: str, pause_s: float, *, counted: bool) -> None:
         """Let a film wait again; `counted`: the attempt was the film's fault, perhaps."""
@@ -236,7 +237,7 @@ class Queue:
     def _fact(self, name: str) -> object:
         return self._rows("SELECT value FROM facts WHERE name = ?", (name,))[0][0]
 
-    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    def _rows(self, query: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._base.execute(query, values).fetchall()
 

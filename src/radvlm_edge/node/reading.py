@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from radvlm_edge.runtime.answers import LABELS, Box
 from radvlm_edge.runtime.confidence import UNCALIBRATED, Confidence
 from radvlm_edge.runtime.dicom import CHEST, DAMAGE, LATERAL
 from radvlm_edge.runtime.reader import Reader
+
+log = logging.getLogger("radvlm_edge.node")
 
 PRESENT, ABSENT, UNDETERMINED = "present", "absent", "undetermined"
 
@@ -83,6 +86,8 @@ def read(
         checklist = questions.checklist
         asked = [*checklist.values(), *questions.others]
         answers = study.ask_many(asked)
+        for note in study.notes:
+            log.warning("the study cache: %s", note)
     except (FilmError, QuestionError, DetailError) as error:
         return Failure(str(error).removeprefix("-: "))
     listed = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -15,7 +16,6 @@ from pydicom import Dataset
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
-    UID,
     ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
@@ -72,6 +72,8 @@ MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 DISCARDED = 0xB006
 """Warning, elements discarded: another content under a known UID, of which the first is kept."""
+LIKE_UID = re.compile(r"[0-9][0-9.]{0,63}")
+"""What is taken for a UID: components that begin with a zero are wrong and common."""
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -156,7 +158,7 @@ class Receiver:
         log.info("film %s came again from %s", self._alias(uid), _title(event))
         if known.digest == digest:
             return SUCCESS
-        return _answer(DISCARDED, "known under this SOP Instance UID with other content; the first is kept")
+        return _answer(DISCARDED, "this SOP Instance UID is known; its first content is kept")
 
     def _keep(self, uid: str, digest: str, content: bytes, sender: str) -> None:
         settings = self._settings
@@ -179,17 +181,17 @@ def check_film(content: bytes, announced: str) -> str:
             header = pydicom.dcmread(
                 file, stop_before_pixels=True, specific_tags=[*NEEDED, "Rows", "Columns"]
             )
-        uids = {name: UID(str(header.get(name) or "")) for name in NEEDED}
+        uids = {name: str(header.get(name) or "") for name in NEEDED}
     except DAMAGE as error:
         raise RefusedError(CANNOT_UNDERSTAND, "its header is damaged") from error
     for name, uid in uids.items():
-        if not uid or not uid.is_valid:
+        if not LIKE_UID.fullmatch(uid):
             raise RefusedError(MISMATCH, f"{name} is missing or no UID")
     if uids["SOPInstanceUID"] != announced:
         raise RefusedError(MISMATCH, "SOPInstanceUID is not the one announced")
     if uids["SOPClassUID"] not in FILMS:
         raise RefusedError(MISMATCH, "SOPClassUID is neither CR nor DX For Presentation")
-    return str(uids["SOPInstanceUID"])
+    return uids["SOPInstanceUID"]
 
 
 def _title(event: evt.Event) -> str:

@@ -22,6 +22,7 @@ from radvlm_edge.node.identity import Aliases
 from radvlm_edge.node.queue import Queue, QueuedResult
 from radvlm_edge.node.settings import Settings
 from radvlm_edge.node.trouble import where
+from radvlm_edge.runtime.dicom import DAMAGE
 
 log = logging.getLogger("radvlm_edge.node")
 
@@ -104,12 +105,17 @@ class Sender:
             self._missed(result, f"the PACS does not take {wanted.name}", refused=True)
             return
         try:
-            content = self._folder.read(result.file)
-        except OSError as error:
-            self._bury(result, f"its file cannot be read: {error.strerror}")
+            dataset = pydicom.dcmread(io.BytesIO(self._folder.read(result.file)))
+        except DAMAGE as error:
+            self._bury(result, f"its file cannot be read: {where(error)}")
             return
-        status = association.send_c_store(pydicom.dcmread(io.BytesIO(content)))
-        code = status.get("Status")
+        try:
+            code = association.send_c_store(dataset).get("Status")
+        except RuntimeError:  # pynetdicom's word for an association that has just ended
+            code = None
+        except ValueError as error:
+            self._missed(result, f"it cannot be encoded: {where(error)}", refused=True)
+            return
         if code is None:
             self._missed(result, "the PACS did not answer", refused=False)
         elif code == 0x0000 or code & 0xF000 == 0xB000:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from radvlm_edge.errors import RadvlmError
 from radvlm_edge.node import capture, gsps, sr
 from radvlm_edge.node.folder import RESULT, Folder
 from radvlm_edge.node.heading import Heading, encoded
@@ -28,6 +27,14 @@ FULL_S = 30.0
 """Pause when results cannot be written: the disk is full, and that is no fault of the film."""
 AGAIN_S = 5.0
 """Pause before a film that failed inside is tried again."""
+
+
+LAST_TRIES = 3
+"""How often a report of failure is tried to be made."""
+
+
+class LostError(Exception):
+    """A film no report can be made of; what the log says."""
 
 
 class Worker:
@@ -84,13 +91,16 @@ class Worker:
         """One film, whatever happens: results, or another try."""
         name, began = self._alias(film.uid), time.monotonic()
         try:
-            outcome = self._outcome(film)
-            results = self._results(film, outcome)
+            content = self._content(film)
+            outcome = self._outcome(film, content)
+            results = self._results(film, content, outcome)
             state = "read" if isinstance(outcome, Reading) else "failed"
             self._queue.finish(film.uid, state, results)
         except (OSError, sqlite3.Error) as error:
             log.error("film %s: its results cannot be kept, it waits: %s", name, where(error))
             self._wait(film, FULL_S, counted=False)
+        except LostError as error:
+            log.error("film %s is lost: %s", name, error)
         except Exception as error:  # noqa: BLE001 - one film's fault must not end the model's thread
             log.error("film %s: try %d failed: %s", name, film.attempts, where(error))
             self._wait(film, AGAIN_S, counted=True)
@@ -100,22 +110,27 @@ class Worker:
             log.info("film %s %s in %d ms: %s", name, state, took_ms, kinds)
             self._made()
 
-    def _outcome(self, film: QueuedFilm) -> Reading | Failure:
-        assert film.file is not None
-        if film.attempts > self._settings.tries:
-            return Failure(f"the analysis failed or ended the program {film.attempts - 1} times")
-        content = self._folder.read(film.file)
+    def _content(self, film: QueuedFilm) -> bytes:
+        """The stored film. Raises LostError where no report can be made of it, the last thing to happen."""
         try:
-            return read(self._reader, content, self._questions, any_view=self._any_view)
-        except RadvlmError as error:
-            if film.attempts < self._settings.tries:
-                raise
-            return Failure(str(error))
+            if film.attempts > self._settings.tries + LAST_TRIES:
+                raise LostError("not even a report of failure could be made")
+            assert film.file is not None
+            return self._folder.read(film.file)
+        except (FileNotFoundError, LostError) as error:
+            self._queue.finish(film.uid, "lost", [])
+            reason = str(error) if isinstance(error, LostError) else "its file was removed"
+            raise LostError(reason) from None
 
-    def _results(self, film: QueuedFilm, outcome: Reading | Failure) -> list[QueuedResult]:
+    def _outcome(self, film: QueuedFilm, content: bytes) -> Reading | Failure:
+        tries = self._settings.tries
+        if film.attempts > tries:
+            return Failure(f"the analysis failed or ended the program {tries} times")
+        return read(self._reader, content, self._questions, any_view=self._any_view)
+
+    def _results(self, film: QueuedFilm, content: bytes, outcome: Reading | Failure) -> list[QueuedResult]:
         """Write what is to be sent. The report is never missing; pictures are, if they cannot be made."""
-        assert film.file is not None
-        heading = Heading.of(self._folder.read(film.file), self.maker, film.received_s)
+        heading = Heading.of(content, self.maker, film.received_s)
         contents = {"sr": encoded(sr.report(heading, outcome))}
         if isinstance(outcome, Reading):
             try:
