@@ -101,7 +101,7 @@ def films(count: int, side: int) -> list[pydicom.Dataset]:
     """Drawn films of `side` pixels, all different, each a study of its own."""
     base = drawn_film(side, side)
     grey = pydicom.dcmread(io.BytesIO(base)).pixel_array
-    made = []
+    made: list[pydicom.Dataset] = []
     for number in range(count):
         one = pydicom.dcmread(io.BytesIO(base))
         for level in ("Study", "Series", "SOP"):

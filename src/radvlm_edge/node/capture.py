@@ -44,7 +44,7 @@ def captured(heading: Heading, reading: Reading) -> Dataset:
             study_date=film.StudyDate or None,
             study_time=film.StudyTime or None,
             referring_physician_name=film.ReferringPhysicianName,
-            patient_orientation=["L", "F"],
+            patient_orientation=("L", "F"),
             **common,
         )
         result.ConversionType = ConversionTypeValues.WSD.value

@@ -33,6 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 
 from radvlm_edge.errors import NodeError
@@ -147,8 +148,9 @@ class Receiver:
             return _answer(CANNOT_UNDERSTAND, "the film was not taken; the node's log says where it failed")
 
     def _take(self, event: evt.Event) -> int | Dataset:
-        content = event.encoded_dataset()
-        uid = check_film(content, str(event.request.AffectedSOPInstanceUID or ""))
+        content, request = event.encoded_dataset(), event.request
+        assert isinstance(request, C_STORE)
+        uid = check_film(content, str(request.AffectedSOPInstanceUID or ""))
         digest = hashlib.sha256(event.encoded_dataset(include_meta=False)).hexdigest()
         with self._one:  # two senders with one film: one file, one record
             known = self._queue.find(uid)

@@ -90,12 +90,12 @@ class Sender:
             for result in results:
                 if self._stopping:
                     return
-                if not association.is_established:
+                if not _alive(association):
                     self._missed(result, "the PACS ended the association", refused=False)
                     continue
                 self._deliver(association, result)
         finally:
-            if association.is_established:
+            if _alive(association):
                 association.release()
 
     def _deliver(self, association: Association, result: QueuedResult) -> None:
@@ -140,3 +140,8 @@ class Sender:
     def _bury(self, result: QueuedResult, problem: str) -> None:
         self._queue.bury(result, problem)
         log.error("film %s: %s is a dead letter: %s", self._alias(result.film), result.kind, problem)
+
+
+def _alive(association: Association) -> bool:
+    """Whether it is still there: the peer may end it at any moment."""
+    return association.is_established

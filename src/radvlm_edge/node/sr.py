@@ -113,7 +113,7 @@ def _observer(heading: Heading) -> sr.ObservationContext:
         model_name=maker.model,
         serial_number=maker.bundle_sha256,
     )
-    observer_type = Code("121007", "DCM", "Device")
+    observer_type = sr.CodedConcept("121007", "DCM", "Device")
     return sr.ObservationContext(observer_device_context=sr.ObserverContext(observer_type, device))
 
 
