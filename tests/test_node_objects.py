@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from pydicom.sr.codedict import codes as standard
 
 pytest.importorskip("pynetdicom", reason="needs the extra `node`")
@@ -17,7 +19,16 @@ highdicom = pytest.importorskip("highdicom", reason="needs the extra `node`")
 from tests.dicom_node import content, dciodvfy_errors, film, tool  # noqa: E402
 
 from radvlm_edge.node import capture, codes, gsps, sr  # noqa: E402
-from radvlm_edge.node.heading import Heading, encoded  # noqa: E402
+from radvlm_edge.node.heading import (  # noqa: E402
+    DATES,
+    KEPT,
+    NAMES,
+    TEXTS,
+    Heading,
+    encoded,
+    identity_of,
+    quietly,
+)
 from radvlm_edge.node.identity import Maker  # noqa: E402
 from radvlm_edge.node.reading import (  # noqa: E402
     ABSENT,
@@ -204,6 +215,32 @@ def test_odd_headers_do_not_cost_a_film_its_report(odd: str) -> None:
     assert document.StudyInstanceUID == film(1).StudyInstanceUID
     if odd == "another script":
         assert str(document.PatientName) == "Buc^Jérôme"
+
+
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [*NAMES, *TEXTS, *DATES, *KEPT, "PatientAge", "WindowCenter", "WindowWidth", "VOILUTFunction"]
+        ),
+        st.text(max_size=70),
+    )
+)
+def test_no_header_text_stops_a_film_and_none_is_made_up(texts: dict[str, str]) -> None:
+    with quietly():
+        header = pydicom.Dataset()
+        header.SpecificCharacterSet = "ISO_IR 192"
+        for keyword, text in texts.items():
+            header.add(pydicom.DataElement(keyword, "LO", text))  # as a damaged sender may write it
+        found = identity_of(header)
+        found.file_meta = film(1).file_meta
+        found.SpecificCharacterSet = "ISO_IR 192"
+        again = read_back(encoded(found))
+    for keyword in TEXTS:
+        assert str(again.get(keyword, "")) in (texts.get(keyword, "").strip(), "", str(found.get(keyword)))
+    for keyword, kind in DATES.items():
+        assert found.get(keyword) == "" or kind(str(found.get(keyword)))
+    assert found.PatientSex in ("", "M", "F", "O")
 
 
 def test_every_finding_has_a_code_and_standard_ones_are_the_standards() -> None:

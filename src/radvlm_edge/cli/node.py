@@ -40,7 +40,12 @@ FILE = click.Path(path_type=Path)
     metavar="FILE",
     help="What every film is asked, one a line: a question, or @TASK.  [default: @checklist and @detect]",
 )
-@click.option("--folder", type=FILE, metavar="DIR", help="Queue, films and results; patient data.")
+@click.option(
+    "--folder",
+    type=FILE,
+    metavar="DIR",
+    help="Queue, films and results; patient data.  [default: ~/.local/state/radvlm-edge/node]",
+)
 @click.option("--capture", is_flag=True, help="Also send a secondary capture with the boxes drawn in.")
 @click.option("--any-view", is_flag=True, help="Answer laterals and other body parts, too.")
 @click.option("--forget", is_flag=True, help="Keep no K/V state of films worked off.")

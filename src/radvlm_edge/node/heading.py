@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ SERIES = {"sr": 9001, "gsps": 9002, "capture": 9003}
 NAMES = ("PatientName", "ReferringPhysicianName")
 DATES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 TEXTS = ("PatientID", "PatientSex", "AccessionNumber", "StudyID")
-KEPT = ("IssuerOfPatientID", "PatientAge", "StudyDescription")
+KEPT = ("IssuerOfPatientID", "StudyDescription")
+AGE = re.compile(r"[0-9]{3}[DWMY]")
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 PIXELS = ("Modality", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored",
@@ -133,8 +135,11 @@ def identity_of(header: Dataset) -> Dataset:
     for keyword in KEPT:
         if text := _text(header, keyword):
             setattr(film, keyword, text)
+    if (age := _text(header, "PatientAge")) and AGE.fullmatch(age):
+        film.PatientAge = age
     for keyword in PIXELS:
-        if (value := _value(header, keyword)) not in (None, ""):
+        value = _value(header, keyword)
+        if value not in (None, "") and str(value).isascii():  # codes and numbers: no character set has a say
             setattr(film, keyword, value)
     _take_window(header, film)
     return film
@@ -191,4 +196,4 @@ def _date(text: str, kind: Any) -> str:
         kind(text)
     except ValueError:
         return ""
-    return text
+    return text if text.isascii() else ""
