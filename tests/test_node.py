@@ -115,14 +115,14 @@ def test_a_film_that_fails_inside_gets_a_report_of_failure(
     monkeypatch.setattr(work, "read", fault)
     monkeypatch.setattr(work, "AGAIN_S", 0.0)
     taker = _one_film(reader, tmp_path)
-    assert said(taker.got[0], codes.REASON) == ["the analysis failed or ended the program 3 times"]
-    assert len(tried) == 3
+    assert said(taker.got[0], codes.REASON) == ["the analysis failed or ended the program 5 times"]
+    assert len(tried) == 5
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_film_its_answers(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep, full = Folder.keep, [True] * 5
+    keep, full = Folder.keep, [True] * 7
 
     def sometimes(self: Folder, kind: str, written: bytes) -> str:
         if kind == RESULT and full:

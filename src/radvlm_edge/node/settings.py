@@ -60,7 +60,7 @@ class Settings:
     """Largest film taken."""
     reserve_bytes: int = 512 << 20
     """Disk space never used: with less than this free, films are refused with A700."""
-    tries: int = 3
+    tries: int = 5
     """A film whose work ended the program, or failed inside, this often gets a failure report."""
     refusals: int = 5
     """A result the PACS refused this often becomes a dead letter."""
