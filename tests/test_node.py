@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from radvlm_edge.node import codes, work  # noqa: E402
 from radvlm_edge.node.folder import FILM, RESULT, Folder  # noqa: E402
 from radvlm_edge.node.node import Node, status  # noqa: E402
 from radvlm_edge.node.questions import Questions  # noqa: E402
+from radvlm_edge.node.queue import Queue, QueuedFilm  # noqa: E402
 
 CLI = Path(sys.executable).with_name("radvlm-edge")
 QUESTIONS = Questions(("any effusion?", "@locate=right lung"))
@@ -130,10 +132,43 @@ def test_a_disk_that_is_full_for_a_while_costs_no_film_its_answers(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return keep(self, kind, written)
 
+    def locked(name: str, times: int) -> None:
+        real, left = getattr(Queue, name), [True] * times
+
+        def method(self: Queue, *values: Any, **more: Any) -> Any:
+            if left:
+                left.pop()
+                raise sqlite3.OperationalError("database or disk is full")
+            return real(self, *values, **more)
+
+        monkeypatch.setattr(Queue, name, method)
+
     monkeypatch.setattr(Folder, "keep", sometimes)
+    locked("put_back", 3)
+    locked("finish", 2)
     monkeypatch.setattr(work, "FULL_S", 0.0)
+    monkeypatch.setattr(work, "IDLE_S", 0.05)
     taker = _one_film(reader, tmp_path)
     assert said(taker.got[0], codes.ANSWER), "more tries than a film has, and none was counted"
+
+
+def test_a_film_whose_file_is_gone_is_lost_and_said_so(
+    reader: Reader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = settings(tmp_path, free_port())
+    folder = Folder(wanted.folder)
+    queue = Queue(folder.queue)
+    queue.add(QueuedFilm("1.2.3", "d", "films/gone.dcm", "CR1", 1.0))
+    queue.close()
+    folder.close()
+    caplog.set_level(logging.INFO, logger="radvlm_edge")
+    node = Node(reader, wanted, QUESTIONS)
+    try:
+        node.start()
+        until(lambda: node.queue.counts()["outcomes"] == {"lost": 1}, "the loss")
+    finally:
+        node.stop()
+    assert any("is lost: its file was removed" in record.getMessage() for record in caplog.records)
 
 
 def _one_film(reader: Reader, tmp_path: Path) -> Pacs:

@@ -32,6 +32,8 @@ CLASSES = {
     "capture": SecondaryCaptureImageStorage,
 }
 IDLE_S = 1.0
+FAULT_S = 30.0
+"""Pause after a fault of our own, e.g. a queue that cannot be written; what was sent is then sent again."""
 
 
 class Sender:
@@ -68,11 +70,12 @@ class Sender:
                 due = self._queue.due()
                 if due:
                     self._send(due)
+                pause_s = 0.0 if due else IDLE_S
             except Exception as error:  # noqa: BLE001 - results stay in the queue; the thread must live
                 log.error("results could not be sent: %s", where(error))
-                due = []
-            if not due:
-                self._awake.wait(IDLE_S)
+                pause_s = FAULT_S
+            if pause_s:
+                self._awake.wait(pause_s)
                 self._awake.clear()
 
     def _send(self, results: list[QueuedResult]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -24,7 +25,9 @@ log = logging.getLogger("radvlm_edge.node")
 IDLE_S = 1.0
 """How often films put back are looked for; new ones wake the thread."""
 FULL_S = 30.0
-"""Pause when results cannot be written: the disk is full, and that is no fault of the film."""
+"""Pause when results cannot be written."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk is no fault of the film, and no try of it."""
 AGAIN_S = 5.0
 """Pause before a film that failed inside is tried again."""
 
@@ -58,6 +61,8 @@ class Worker:
         self._alias = Aliases(queue.salt)
         self._awake = threading.Event()
         self._stopping = False
+        self._owed: list[tuple[QueuedFilm, float, bool]] = []
+        """Films still to be put back."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -76,6 +81,7 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stopping:
+            self._pay()
             try:
                 film = self._queue.take()
             except sqlite3.Error as error:
@@ -97,8 +103,9 @@ class Worker:
             state = "read" if isinstance(outcome, Reading) else "failed"
             self._queue.finish(film.uid, state, results)
         except (OSError, sqlite3.Error) as error:
-            log.error("film %s: its results cannot be kept, it waits: %s", name, where(error))
-            self._wait(film, FULL_S, counted=False)
+            log.error("film %s waits, its results cannot be kept: %s", name, where(error))
+            full = isinstance(error, sqlite3.Error) or error.errno in FULL
+            self._wait(film, FULL_S, counted=not full)
         except LostError as error:
             log.error("film %s is lost: %s", name, error)
         except Exception as error:  # noqa: BLE001 - one film's fault must not end the model's thread
@@ -153,10 +160,14 @@ class Worker:
         ]
 
     def _wait(self, film: QueuedFilm, pause_s: float, *, counted: bool) -> None:
+        """Put a film back; where the disk is too full even for that, when it is not."""
         try:
             self._queue.put_back(film.uid, pause_s, counted=counted)
         except sqlite3.Error as error:
-            # It stays marked as being worked on, and waits again when the node is started anew.
-            log.error("film %s cannot be put back: %s", self._alias(film.uid), where(error))
-        if not counted:
-            time.sleep(min(pause_s, 1.0))  # a full disk is not asked in a tight loop
+            log.error("film %s cannot be put back yet: %s", self._alias(film.uid), where(error))
+            self._owed.append((film, pause_s, counted))
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, []
+        for film, pause_s, counted in owed:
+            self._wait(film, pause_s, counted=counted)
