@@ -29,6 +29,8 @@ import numpy as np
 import pydicom
 from pydicom.uid import (
     Comprehensive3DSRStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
     GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
     generate_uid,
@@ -97,37 +99,38 @@ class NodeProcess:
         return self._log.read_text("utf-8", "replace")[-2000:]
 
 
-def films(count: int, side: int) -> list[pydicom.Dataset]:
-    """Drawn films of `side` pixels, all different, each a study of its own."""
-    base = drawn_film(side, side)
-    grey = pydicom.dcmread(io.BytesIO(base)).pixel_array
-    made: list[pydicom.Dataset] = []
-    for number in range(count):
-        one = pydicom.dcmread(io.BytesIO(base))
+class Drawn:
+    """Drawn films of `side` pixels, all different, each a study of its own; made when they are sent."""
+
+    def __init__(self, side: int) -> None:
+        self._content = drawn_film(side, side)
+        self._grey = pydicom.dcmread(io.BytesIO(self._content)).pixel_array
+
+    def film(self, number: int) -> pydicom.Dataset:
+        one = pydicom.dcmread(io.BytesIO(self._content))
         for level in ("Study", "Series", "SOP"):
             keyword = f"{level}InstanceUID"
             setattr(one, keyword, generate_uid(entropy_srcs=["radvlm-edge node load", level, str(number)]))
         one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
-        one.PixelData = np.roll(grey, number, axis=1).astype("<u2").tobytes()
-        made.append(one)
-    return made
+        one.PixelData = np.roll(self._grey, number, axis=1).astype("<u2").tobytes()
+        return one
 
 
 def send(
-    share: list[pydicom.Dataset], port: int, title: str, acknowledged: set[str], tries: list[int]
+    drawn: Drawn, share: list[int], port: int, title: str, acknowledged: set[str], tries: list[int]
 ) -> None:
     """One modality: its films in order, each until it is acknowledged."""
-    entity = AE(title)
-    entity.add_requested_context(share[0].SOPClassUID, share[0].file_meta.TransferSyntaxUID)
-    waiting = list(share)
+    entity, waiting = AE(title), list(share)
+    entity.add_requested_context(DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian)
     while waiting:
         association = entity.associate("127.0.0.1", port, ae_title="RADVLM")
         while waiting and association.is_established:
+            one = drawn.film(waiting[0])
             tries.append(1)
-            status = association.send_c_store(waiting[0]).get("Status")
-            if status != 0x0000:
+            if association.send_c_store(one).get("Status") != 0x0000:
                 break
-            acknowledged.add(str(waiting.pop(0).SOPInstanceUID))
+            acknowledged.add(str(one.SOPInstanceUID))
+            waiting.pop(0)
         if association.is_established:
             association.release()
         if waiting:
@@ -149,16 +152,16 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command += ["--questions", str(questions), "--detail", options.detail, "--threads", str(options.threads)]
     command += ["--reserve", "0"]
     command += ["--bundle", str(options.bundle)] if options.bundle else []
-    sent = films(options.films, options.side)
+    drawn, numbers = Drawn(options.side), list(range(options.films))
     acknowledged: set[str] = set()
     tries: list[int] = []
     began = time.monotonic()
     node = NodeProcess(command, folder / "node.log")
     try:
         for index in range(options.senders):
-            share = sent[index :: options.senders]
+            share = numbers[index :: options.senders]
             if share:
-                arguments = (share, port, f"CR{index + 1}", acknowledged, tries)
+                arguments = (drawn, share, port, f"CR{index + 1}", acknowledged, tries)
                 threading.Thread(target=send, args=arguments, daemon=True).start()
         stored_s = _watch(options, node, pacs, acknowledged, began)
         took_s = time.monotonic() - began
