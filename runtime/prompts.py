@@ -79,14 +79,6 @@ def check_question(question: str, prompting: Prompting) -> str:
     return question
 
 
-@lru_cache(maxsize=8)
-def _compiled(chat_template: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation]
-    )
-    return environment.from_string(chat_template)
-
-
 def render(turns: Sequence[Turn], prompting: Prompting) -> tuple[str, str]:
     """Prompt text before and after the image, as the checkpoint's chat template writes it.
 

@@ -21,6 +21,7 @@ NUMPY_WORLD = [
     *ROOT.glob("src/radvlm_edge/cli/*.py"),
     *ROOT.glob("src/radvlm_edge/serve/*.py"),
     *ROOT.glob("src/radvlm_edge/batch/*.py"),
+    *ROOT.glob("src/radvlm_edge/node/*.py"),
     *ROOT.glob("runtime/*.py"),
     *ROOT.glob("benchmarks/*.py"),
 ]
@@ -55,7 +56,18 @@ def test_the_service_stands_on_the_runtime_alone(path: Path) -> None:
     assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "src/radvlm_edge/serve", "src/radvlm_edge/batch"])
+@pytest.mark.parametrize("path", ROOT.glob("src/radvlm_edge/node/*.py"), ids=lambda p: p.name)
+def test_the_node_stands_on_the_runtime_alone(path: Path) -> None:
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & TORCH_WORLD
+    allowed = ("node", "runtime", "bundle", "errors", "__version__")
+    ours = {name for name in names if name.startswith("radvlm_edge.")}
+    assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
+
+
+@pytest.mark.parametrize(
+    "room", [*ROOMS, "src/radvlm_edge/serve", "src/radvlm_edge/batch", "src/radvlm_edge/node"]
+)
 def test_nothing_imports_the_command_line(room: str) -> None:
     for path in (ROOT / room).glob("*.py"):
         assert not any(name.startswith("radvlm_edge.cli") for name in imported(path)), path
@@ -174,6 +186,8 @@ def test_wheel_holds_every_room_and_the_demonstration_bundle(base_bin: Path) -> 
     serve = ROOT / "src" / "radvlm_edge" / "serve"
     wanted |= {f"radvlm_edge/serve/{p.name}" for p in serve.glob("*.py")}
     wanted |= {f"radvlm_edge/serve/page/{p.name}" for p in (serve / "page").iterdir()}
+    node = ROOT / "src" / "radvlm_edge" / "node"
+    wanted |= {f"radvlm_edge/node/{p.name}" for p in node.glob("*.py")}
     demo = ROOT / "src" / "radvlm_edge" / "demo.bundle"
     wanted |= {
         f"radvlm_edge/demo.bundle/{p.relative_to(demo).as_posix()}" for p in demo.rglob("*") if p.is_file()

@@ -73,3 +73,7 @@ class BusyError(RequestError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message, 429)
         self.retry_after_s = retry_after_s
+
+
+class NodeError(RadvlmError):
+    """A DICOM node that cannot be started as asked: address, peer, folder, certificate, questions."""

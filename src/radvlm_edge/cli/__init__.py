@@ -19,6 +19,7 @@ from radvlm_edge.cli.evaluate import evaluate
 from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
+from radvlm_edge.cli.node import node
 from radvlm_edge.cli.plan import plan
 from radvlm_edge.cli.serve import serve
 from radvlm_edge.cli.studies import studies
@@ -45,6 +46,7 @@ for command in (
     chat,
     batch,
     serve,
+    node,
     plan,
     calibrate,
     export,
