@@ -51,6 +51,10 @@ class StudyCacheError(RadvlmError):
     """A study cache whose folder or key cannot be used."""
 
 
+class KitError(RadvlmError):
+    """An offline kit that cannot be packed as asked."""
+
+
 class ServiceError(RadvlmError):
     """A service that cannot be started as asked: address, token, certificate."""
 

@@ -16,6 +16,7 @@ from radvlm_edge.cli.doctor import doctor
 from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
+from radvlm_edge.cli.pack import pack
 from radvlm_edge.cli.plan import plan
 from radvlm_edge.cli.serve import serve
 from radvlm_edge.cli.studies import studies
@@ -45,6 +46,7 @@ for command in (
     export,
     fidelity,
     verify,
+    pack,
     build,
     doctor,
     bench,
