@@ -7,6 +7,7 @@ answer = study.ask("any effusion?")
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
 
 __version__ = version("radvlm-edge")
+
+# onnxruntime's Linux wheels of 1.32 keep a device id and report CPU, system and program path to their maker.
+# The variable must be set before onnxruntime is imported; its disable_telemetry_events() comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def __getattr__(name: str) -> Any:
