@@ -16,8 +16,9 @@ Floats = npt.NDArray[np.float32]
 def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
     """Indices of the two source rows behind each target row, and the second one's weight.
 
-    Source: torch.nn.functional.interpolate, mode bilinear, align_corners=False, antialias=False. torch computes the source coordinate in float32 with one rounding (a fused multiply-add), hence
-    the product in float64 and one cast.
+    Source: torch.nn.functional.interpolate, mode bilinear, align_corners=False, antialias=False. It computes
+    the source coordinate in float32 with one rounding (a fused multiply-add), hence the product in float64
+    and one cast.
     """
     scale = np.float32(source) / np.float32(target)
     exact = (np.arange(target, dtype=np.float64) + 0.5) * np.float64(scale) - 0.5
