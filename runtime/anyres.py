@@ -16,8 +16,9 @@ Floats = npt.NDArray[np.float32]
 def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
     """Indices of the two source rows behind each target row, and the second one's weight.
 
-    torch computes the source coordinate in float32 with one rounding (a fused multiply-add), hence
-    the product in float64 and one cast.
+    Source: torch.nn.functional.interpolate, mode bilinear, align_corners=False, antialias=False. It computes
+    the source coordinate in float32 with one rounding (a fused multiply-add), hence the product in float64
+    and one cast.
     """
     scale = np.float32(source) / np.float32(target)
     exact = (np.arange(target, dtype=np.float64) + 0.5) * np.float64(scale) - 0.5
@@ -33,17 +34,8 @@ def _mix(features: Floats, low: npt.NDArray[np.int64], high: npt.NDArray[np.int6
     return out
 
 
-def bilinear(features: Floats, rows: int, columns: int) -> Floats:
-    """Resize `[h, w, d]` to `[rows, columns, d]` as torch's `interpolate(mode="bilinear")` does.
-
-    Source: torch.nn.functional.interpolate, align_corners=False, antialias=False.
-    """
-    low, high, weight = _taps(features.shape[0], rows)
-    return _mix(_across(features, columns), low, high, weight[:, None, None])
-
-
 def _across(features: Floats, columns: int) -> Floats:
-    """`bilinear`'s first half: `[h, w, d]` to `[h, columns, d]`; no row depends on another."""
+    """The interpolation's first half: `[h, w, d]` to `[h, columns, d]`; no row depends on another."""
     low, high, weight = _taps(features.shape[1], columns)
     weight = weight[None, :, None]
     out: Floats = features[:, low] * (np.float32(1) - weight) + features[:, high] * weight
