@@ -159,6 +159,7 @@ def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: L
         opened = TARGETS[kind]()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders and llama.cpp write what they think of an input
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # else a debugger is started over every abort
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     with opened as target:
         while True:
