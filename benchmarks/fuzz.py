@@ -159,6 +159,7 @@ def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: L
         opened = TARGETS[kind]()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders and llama.cpp write what they think of an input
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # else a debugger is started over every abort
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     with opened as target:
         while True:
@@ -187,8 +188,9 @@ def _serve(connection: Connection, current: Any, kind: str, seed: int, limits: L
 
 
 def _peak_bytes() -> int:
-    """Most memory this process ever had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most memory this process ever had resident; getrusage would count its parent's as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _where(error: BaseException) -> str:
