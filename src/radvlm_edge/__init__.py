@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# ONNX Runtime's Linux builds from 1.29 on keep a device id and report models, hardware and program path to their
-# maker. The variable must be set before they are loaded; disable_telemetry_events() comes too late.
+# ONNX Runtime's Linux builds from 1.29 on keep a device id and report models, hardware and program path to
+# their maker. The variable must be set before they are loaded; disable_telemetry_events() comes too late.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["Answer", "Options", "RadvlmError", "Reader", "Study", "__version__"]
