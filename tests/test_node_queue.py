@@ -175,6 +175,21 @@ def test_a_result_is_named_by_film_bundle_and_questions_not_by_the_softwares_ver
     assert replace(MAKER, bundle_sha256="cd" * 32).device_uid != MAKER.device_uid
 
 
+LOGGED = """
+import logging
+from radvlm_edge.node.trouble import log_to_stderr
+from radvlm_edge.runtime.dicom import _quiet
+log_to_stderr()
+with _quiet():
+    logging.getLogger("radvlm_edge.node").info("a film came")
+"""
+
+
+def test_what_is_logged_while_another_film_is_decoded_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGGED], capture_output=True, text=True, check=True)
+    assert "INFO a film came" in done.stderr
+
+
 def test_aliases_hide_uids_and_follow_a_film(tmp_path: Path) -> None:
     first = Queue(tmp_path / "q")
     alias = Aliases(first.salt)("1.2.3")

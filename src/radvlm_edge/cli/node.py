@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +103,7 @@ def node(
     from radvlm_edge.node.node import status as look_at
     from radvlm_edge.node.questions import Questions
     from radvlm_edge.node.settings import Peer, Settings
+    from radvlm_edge.node.trouble import log_to_stderr
 
     folder = folder or default_folder()
     if status or revive:
@@ -130,7 +130,7 @@ def node(
     if not forget and options["study_cache"] is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options["study_cache"] = folder / "studies"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     with open_reader(bundle, **options) as reader:
 
         def ready(port: int) -> None:

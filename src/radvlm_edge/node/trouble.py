@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 import warnings
 
@@ -23,3 +24,9 @@ def hush() -> None:
         library.propagate = False
         library.setLevel(logging.CRITICAL + 1)
     warnings.simplefilter("ignore")
+
+
+def log_to_stderr() -> None:
+    """Log to a copy of stderr: descriptor 2 is turned away while a film is decoded (runtime/dicom.py)."""
+    stream = os.fdopen(os.dup(2), "w", buffering=1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=stream)
