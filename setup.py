@@ -9,6 +9,7 @@ setup(
         "radvlm_edge.serve",
         "radvlm_edge.batch",
         "radvlm_edge.node",
+        "radvlm_edge.kit",
         *(f"radvlm_edge.{room}" for room in ROOMS),
     ],
     package_dir={"radvlm_edge": "src/radvlm_edge", **{f"radvlm_edge.{room}": room for room in ROOMS}},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -34,7 +35,23 @@ def _silent() -> Any:
 def quiet() -> None:
     """Keep llama.cpp from writing to stderr, and ready its backends."""
     llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
+    _load_modules()
     llama_cpp.llama_backend_init()
+
+
+def _load_modules() -> None:
+    """Load the kernels a build for any CPU keeps as modules; llama.cpp takes the best for this one.
+
+    It would look beside the Python interpreter. Raises BackendError where none fits this CPU.
+    """
+    library = llama_cpp.llama_cpp._lib
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count():
+        return
+    folder = Path(library._name).parent
+    library.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(folder)))
+    if not library.ggml_backend_reg_count():
+        raise BackendError(f"{folder}: llama.cpp has no kernels for this CPU; install a build that has")
 
 
 Buffer = bytes | bytearray | memoryview

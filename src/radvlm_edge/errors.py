@@ -55,6 +55,10 @@ class AuditError(RadvlmError):
     """An audit log that cannot be written, or is not what was written."""
 
 
+class KitError(RadvlmError):
+    """An offline kit that cannot be packed as asked."""
+
+
 class ServiceError(RadvlmError):
     """A service that cannot be started as asked: address, token, certificate."""
 

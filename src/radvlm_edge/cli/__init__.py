@@ -20,6 +20,7 @@ from radvlm_edge.cli.export import export
 from radvlm_edge.cli.fidelity import fidelity
 from radvlm_edge.cli.infer import infer
 from radvlm_edge.cli.node import node
+from radvlm_edge.cli.pack import pack
 from radvlm_edge.cli.plan import plan
 from radvlm_edge.cli.serve import serve
 from radvlm_edge.cli.studies import studies
@@ -53,6 +54,7 @@ for command in (
     fidelity,
     evaluate,
     verify,
+    pack,
     build,
     doctor,
     bench,
