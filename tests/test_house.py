@@ -22,6 +22,7 @@ NUMPY_WORLD = [
     *ROOT.glob("src/radvlm_edge/serve/*.py"),
     *ROOT.glob("src/radvlm_edge/batch/*.py"),
     *ROOT.glob("src/radvlm_edge/node/*.py"),
+    *ROOT.glob("src/radvlm_edge/kit/*.py"),
     *ROOT.glob("runtime/*.py"),
     *ROOT.glob("benchmarks/*.py"),
 ]
@@ -65,9 +66,17 @@ def test_the_node_stands_on_the_runtime_alone(path: Path) -> None:
     assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
 
 
-@pytest.mark.parametrize(
-    "room", [*ROOMS, "src/radvlm_edge/serve", "src/radvlm_edge/batch", "src/radvlm_edge/node"]
-)
+@pytest.mark.parametrize("path", ROOT.glob("src/radvlm_edge/kit/*.py"), ids=lambda p: p.name)
+def test_kits_know_bundles_and_no_engine(path: Path) -> None:
+    allowed = ("kit", "bundle", "errors", "integrity", "signing")
+    ours = {name for name in imported(path) if name.startswith("radvlm_edge.")}
+    assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
+
+
+ROOMS_OF_THE_ROOT = tuple(f"src/radvlm_edge/{name}" for name in ("serve", "batch", "node", "kit"))
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *ROOMS_OF_THE_ROOT])
 def test_nothing_imports_the_command_line(room: str) -> None:
     for path in (ROOT / room).glob("*.py"):
         assert not any(name.startswith("radvlm_edge.cli") for name in imported(path)), path
@@ -188,6 +197,9 @@ def test_wheel_holds_every_room_and_the_demonstration_bundle(base_bin: Path) -> 
     wanted |= {f"radvlm_edge/serve/page/{p.name}" for p in (serve / "page").iterdir()}
     node = ROOT / "src" / "radvlm_edge" / "node"
     wanted |= {f"radvlm_edge/node/{p.name}" for p in node.glob("*.py")}
+    kit = ROOT / "src" / "radvlm_edge" / "kit"
+    wanted |= {f"radvlm_edge/kit/{p.name}" for p in kit.glob("*.py")}
+    wanted |= {f"radvlm_edge/kit/{p.relative_to(kit)}" for p in (kit / "files").rglob("*") if p.is_file()}
     demo = ROOT / "src" / "radvlm_edge" / "demo.bundle"
     wanted |= {
         f"radvlm_edge/demo.bundle/{p.relative_to(demo).as_posix()}" for p in demo.rglob("*") if p.is_file()
