@@ -58,7 +58,7 @@ def test_a_real_kit_installs_and_answers_without_a_network(tmp_path: Path) -> No
     print(asked.stdout)  # noqa: T201
     (answer,) = json.loads(asked.stdout)["answers"]
     assert answer["text"].split()[0].strip(",.") in ("Yes", "No")
-    kernels = "import os; from radvlm_edge.runtime.llama import quiet; quiet(); print(open('/proc/self/maps').read())"
+    kernels = "from radvlm_edge.runtime.llama import quiet; quiet(); print(open('/proc/self/maps').read())"
     maps = isolated(prefix / "current" / "venv" / "bin" / "python", "-c", kernels).stdout
     loaded = {Path(line.split()[-1]).name for line in maps.splitlines() if "libggml-cpu" in line}
     print(loaded)  # noqa: T201
