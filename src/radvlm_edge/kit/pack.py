@@ -29,6 +29,8 @@ RESTRICTED = "DO-NOT-PASS-ON.txt"
 BASE_MIB, FILMS_MIB = 1024, 2560
 """Interpreter and engines with their scratch memory; what the service keeps of films at most
 (docs/serving.md: 512 MiB of pixels, 2 GiB of K/V states)."""
+COMPILING_MIB = 2048
+"""Scratch space of a build on the target; a guess, none was run there."""
 _NAME = re.compile(r"[A-Za-z0-9._+@-]+(?:/[A-Za-z0-9._+@-]+)*")
 
 
@@ -103,7 +105,7 @@ def describe(bundle: Bundle, target: Target, pythons: tuple[str, ...], gathered:
         "redistributable": manifest.redistributable,
         "demonstration": manifest.demonstration,
         "memory_mib": memory_mib(bundle),
-        "disk_mib": (4 * packed + weights >> 20) + 64,
+        "disk_mib": (4 * packed + weights >> 20) + COMPILING_MIB * len(target.sources) + 64,
     }
 
 

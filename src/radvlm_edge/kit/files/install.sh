@@ -78,7 +78,7 @@ check_signature() {
         return 0
     fi
     [ -f "$kit/SHA256SUMS.sig" ] || die "the kit is not signed, and --trust demands it; nothing was touched"
-    command -v openssl >/dev/null || die "--trust needs openssl 3, not found here; nothing was touched"
+    openssl pkeyutl -help 2>&1 | grep -q rawin || die "--trust needs openssl 3, not found here; nothing was touched"
     openssl pkeyutl -verify -pubin -inkey "$trust" -rawin -in "$kit/SHA256SUMS" \
         -sigfile "$kit/SHA256SUMS.sig" >/dev/null 2>&1 ||
         die "the signature is not of the key in $trust, or kit or signature were changed; nothing was touched"
@@ -121,6 +121,9 @@ check_machine() {
     if [ "$systemd" = yes ]; then
         [ "$(id -u)" = 0 ] || die "services need root; run as root, or pass --no-systemd; nothing was touched"
         command -v systemctl >/dev/null || die "no systemctl here; pass --no-systemd; nothing was touched"
+        case $prefix in
+            /home/* | /root/* | /run/*) die "$prefix: services do not see it; choose another --prefix; nothing was touched" ;;
+        esac
     fi
 }
 
@@ -220,7 +223,7 @@ restrict() { # weights under a licence are for root and the service alone
     [ "$(fact redistributable)" = false ] || return 0
     chmod -R go-rwx "$new/bundle"
     if [ "$systemd" = yes ]; then
-        chgrp -R "$user" "$new/bundle"
+        chgrp -R "$(id -gn "$user")" "$new/bundle"
         chmod -R g+rX "$new/bundle"
     fi
 }
