@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -13,12 +14,16 @@ from pathlib import Path
 import pytest
 from tests.kits import COMPILING, HERE, PIP, PLAIN, make_bundle, make_wheels
 
+from radvlm_edge.cli import cli
 from radvlm_edge.kit.pack import Wanted, pack
 
 pytestmark = [
     pytest.mark.skipif(PIP is None, reason="this Python has no bundled pip (ensurepip)"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the tiny kit declares a compiler needed: no g++"),
 ]
+
+
+UNITS = Path(__file__).parents[1] / "src" / "radvlm_edge" / "kit" / "files" / "units"
 
 
 class Kits:
@@ -203,11 +208,21 @@ def test_services_that_do_not_stay_up_bring_the_old_version_back(kits: Kits, tmp
     assert "disable --now radvlm-edge-serve.service" in log.read_text()
 
 
+@pytest.mark.parametrize("unit", sorted(UNITS.iterdir()), ids=lambda path: path.name)
+def test_units_call_commands_with_options_they_have(unit: Path) -> None:
+    (line,) = re.findall("^ExecStart=(.*)", unit.read_text(), re.M)
+    program, name, *arguments = shlex.split(line)
+    assert program == "@PREFIX@/current/venv/bin/radvlm-edge"
+    if name not in cli.commands:
+        pytest.skip(f"this version has no command {name}")
+    known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+    assert {word for word in arguments if word.startswith("--")} <= known
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 def test_units_are_valid_and_exposed_little(tmp_path: Path) -> None:
     """systemd's own judgement; 10 is the most exposed, below 3 it says OK."""
-    templates = Path(__file__).parents[1] / "src" / "radvlm_edge" / "kit" / "files" / "units"
-    for template in sorted(templates.iterdir()):
+    for template in sorted(UNITS.iterdir()):
         text = template.read_text()
         for mark, value in (("PREFIX", "/"), ("USER", "root"), ("MEMORY", "4096M")):
             text = text.replace(f"@{mark}@", value)
