@@ -23,9 +23,9 @@ pytestmark = [
 ]
 
 
-def isolated(*command: str | Path) -> subprocess.CompletedProcess[str]:
+def isolated(*command: str | Path, home: Path = Path("/nonexistent")) -> subprocess.CompletedProcess[str]:
     """Run with an own, empty network: not even the loopback device is up."""
-    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
     return subprocess.run(
         ["unshare", "--net", *command], capture_output=True, text=True, check=False, env=env, cwd="/"
     )
@@ -37,8 +37,9 @@ def test_a_real_kit_installs_and_answers_without_a_network(tmp_path: Path) -> No
     assert "unreachable" in unreachable.stderr
     subprocess.run(["tar", "--zstd", "-xf", str(KIT), "-C", tmp_path], check=True)
     (kit,) = tmp_path.iterdir()
-    prefix = tmp_path / "opt"
-    done = isolated("sh", kit / "install.sh", "install", "--prefix", prefix, "--no-systemd")
+    prefix, home = tmp_path / "opt", tmp_path / "home"
+    home.mkdir()
+    done = isolated("sh", kit / "install.sh", "install", "--prefix", prefix, "--no-systemd", home=home)
     print(done.stderr)  # noqa: T201 - shown with -s: what the installer said
     assert done.returncode == 0, done.stderr
     assert "every file as sealed" in done.stderr and "language F16: off by" in done.stderr
@@ -53,13 +54,14 @@ def test_a_real_kit_installs_and_answers_without_a_network(tmp_path: Path) -> No
         "any effusion?",
         "--json",
     ]
-    asked = isolated(*command)
+    asked = isolated(*command, home=home)
+    assert {p.name for p in home.glob(".cache/*")} <= {"radvlm-edge"}, "something else keeps files there"
     assert asked.returncode == 0, asked.stderr
     print(asked.stdout)  # noqa: T201
     (answer,) = json.loads(asked.stdout)["answers"]
     assert answer["text"].split()[0].strip(",.") in ("Yes", "No")
     kernels = "from radvlm_edge.runtime.llama import quiet; quiet(); print(open('/proc/self/maps').read())"
-    maps = isolated(prefix / "current" / "venv" / "bin" / "python", "-c", kernels).stdout
+    maps = isolated(prefix / "current" / "venv" / "bin" / "python", "-c", kernels, home=home).stdout
     loaded = {Path(line.split()[-1]).name for line in maps.splitlines() if "libggml-cpu" in line}
     print(loaded)  # noqa: T201
     assert len(loaded) == 1, "one CPU's kernels of those in the wheel"
