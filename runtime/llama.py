@@ -44,7 +44,7 @@ def _load_modules() -> None:
 
     It would look beside the Python interpreter. Raises BackendError where none fits this CPU.
     """
-    library = llama_cpp.llama_cpp._lib
+    library = llama_cpp._lib
     library.ggml_backend_reg_count.restype = ctypes.c_size_t
     if library.ggml_backend_reg_count():
         return

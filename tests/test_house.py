@@ -73,9 +73,10 @@ def test_kits_know_bundles_and_no_engine(path: Path) -> None:
     assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
 
 
-@pytest.mark.parametrize(
-    "room", [*ROOMS, *(f"src/radvlm_edge/{one}" for one in ("serve", "batch", "node", "kit"))]
-)
+ROOMS_OF_THE_ROOT = tuple(f"src/radvlm_edge/{name}" for name in ("serve", "batch", "node", "kit"))
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *ROOMS_OF_THE_ROOT])
 def test_nothing_imports_the_command_line(room: str) -> None:
     for path in (ROOT / room).glob("*.py"):
         assert not any(name.startswith("radvlm_edge.cli") for name in imported(path)), path

@@ -174,7 +174,9 @@ def test_a_target_takes_what_its_python_would() -> None:
     ours = tags(X86, HERE)
     newer = [f"manylinux_2_{minor}_x86_64" for minor in range(29, 80)]
     expected = [tag for tag in python_tags.sys_tags() if tag.platform not in newer]
-    assert sorted(ours, key=lambda tag: ours[tag]) == expected
+    assert set(ours) == set(expected)
+    without = [tag for tag in expected if not tag.platform.startswith("linux_")]  # its rank has changed once
+    assert [tag for tag in sorted(ours, key=ours.__getitem__) if tag in set(without)] == without
 
 
 def test_markers_are_the_targets(tmp_path: Path) -> None:

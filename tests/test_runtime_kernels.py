@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import llama_cpp
 import pytest
 
 from radvlm_edge.errors import BackendError
@@ -36,7 +35,7 @@ def test_modules_are_loaded_from_the_folder_of_the_library(
     monkeypatch: pytest.MonkeyPatch, fitting: int
 ) -> None:
     library = Modules(fitting)
-    monkeypatch.setattr(llama_cpp, "llama_cpp", SimpleNamespace(_lib=library))
+    monkeypatch.setattr(llama, "llama_cpp", SimpleNamespace(_lib=library))
     if fitting:
         llama._load_modules()
         llama._load_modules()
@@ -47,7 +46,7 @@ def test_modules_are_loaded_from_the_folder_of_the_library(
 
 
 def test_a_build_with_its_kernels_linked_in_loads_nothing_more() -> None:
-    count = llama_cpp.llama_cpp._lib.ggml_backend_reg_count
+    count = llama.llama_cpp._lib.ggml_backend_reg_count
     before = count()
     llama.quiet()
     assert count() == before if before else count() > 0

@@ -79,13 +79,13 @@ def pythons_for(target: Target, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def platforms(target: Target) -> list[str]:
-    """Platform tags the target takes, the newest C library first; `linux_…` for what we compile."""
+    """Platform tags the target takes, the best first: `linux_…` is what was compiled here."""
     found = [f"manylinux_2_{minor}_{target.arch}" for minor in range(target.glibc, 4, -1)]
     found.insert(found.index(f"manylinux_2_17_{target.arch}") + 1, f"manylinux2014_{target.arch}")
     if target.arch == "x86_64":
         found.insert(found.index("manylinux_2_12_x86_64") + 1, "manylinux2010_x86_64")
         found.append("manylinux1_x86_64")
-    return [*found, f"linux_{target.arch}"]
+    return [f"linux_{target.arch}", *found]
 
 
 def tags(target: Target, python: str) -> dict[Tag, int]:
