@@ -3,10 +3,11 @@
     python tools/aarch64_wheels.py                                    # JetPack 6 and JetPack 7
     python tools/aarch64_wheels.py --python 3.11 --glibc 36 --download WHEELS
 
-Prints every distribution with its file, and exits 1 naming one that has none. llama-cpp-python is published as
-source only and compiled on the target (tools/llama_wheel.py): of it the source must be there, and wheels of all
-it requires. Asks the index pip is set up with; nothing is installed. Needs Python 3.11, and this project's own
-environment for llama-cpp-python's requirements.
+Prints every distribution with its file, and exits 1 naming one that has none. llama-cpp-python is published
+as source only and compiled on the target (tools/llama_wheel.py): of it the source must be there, and wheels
+of all it requires. Asks the index pip is set up with; nothing is installed. Needs Python 3.11, and this
+project's own environment for llama-cpp-python's requirements. pip takes environment markers from the Python
+it runs in; the base install has none.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import tomllib
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SOURCE_ONLY = "llama-cpp-python"
@@ -118,6 +120,10 @@ def run_pip(command: Sequence[str], rest: Sequence[str]) -> str:
     return result.stdout
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--python", help="another machine's Python, e.g. 3.11; with --glibc")
@@ -131,13 +137,13 @@ def main() -> None:
     wanted = wheels_wanted(requirements)
     try:
         for machine in machines:
-            print(f"{machine.name}: Python {machine.python}, glibc 2.{machine.glibc}")
+            say(f"{machine.name}: Python {machine.python}, glibc 2.{machine.glibc}")
             for one in resolve(machine, wanted):
-                print(f"  {one.name:22} {one.version:12} {one.file}")
+                say(f"  {one.name:22} {one.version:12} {one.file}")
             if options.download:
                 download(machine, wanted, options.download)
         (compiled,) = (one for one in requirements if one.startswith(SOURCE_ONLY))
-        print(f"compiled on the target: {compiled}, source of {sources(compiled)[0]}")
+        say(f"compiled on the target: {compiled}, source of {sources(compiled)[0]}")
     except NoWheelError as error:
         sys.exit(f"radvlm-edge: {machine.name}: {error}")
 
