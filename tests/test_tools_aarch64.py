@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tools.aarch64_wheels import (
     sources,
     wheels_wanted,
 )
+from tools.same_answers import apart, differences
 
 ORIN = JETPACKS[0]
 
@@ -80,3 +82,30 @@ def test_what_has_no_wheel_for_the_machine_is_named(tmp_path: Path) -> None:
     for wanted, missing in (("newest", "newest"), ("elsewhere", "elsewhere"), ("above", "elsewhere")):
         with pytest.raises(NoWheelError, match=f"No matching distribution found for {missing}"):
             resolve(ORIN, [wanted], here)
+
+
+def test_answers_are_compared_field_by_field() -> None:
+    answer = {
+        "question": "any effusion?",
+        "text": "Yes.",
+        "boxes": [{"label": "effusion", "xyxy_fraction": [0.1, 0.2, 0.3, 0.4]}],
+        "labels": ["effusion"],
+        "tokens": 3,
+        "stop": "eos",
+        "prefill_tokens": 300,
+        "confidence": {"value": 0.75},
+        "timing_ms": {"decode": 3.0},
+    }
+    record = {"image": {"height": 5, "width": 4, "crops": 2, "image_tokens": 9}, "answers": [answer]}
+    slower = copy.deepcopy(record)
+    slower["answers"][0] |= {"timing_ms": {"decode": 900.0}, "confidence": {"value": 0.5}}  # type: ignore[index]
+    assert differences(record, slower) == [] and apart(record, slower) == 0.25
+    for key in ("question", "text", "boxes", "labels", "tokens", "stop", "prefill_tokens"):
+        other = copy.deepcopy(record)
+        other["answers"][0][key] = []  # type: ignore[index]
+        assert differences(record, other) == [f"answer 1: {key}"]
+    for key in record["image"]:
+        other = copy.deepcopy(record)
+        other["image"][key] = 0  # type: ignore[index]
+        assert differences(record, other) == [key]
+    assert differences(record, record | {"answers": []}) == ["number of answers"]
