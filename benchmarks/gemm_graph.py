@@ -11,28 +11,21 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from radvlm_edge.export.wire import length_key, varint
+
 FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6
 """TensorProto.DataType."""
 TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32}
 IR_VERSION, OPSET = 8, 17
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
+    return varint(field << 3) + varint(value)
 
 
 def _block(field: int, content: bytes | str) -> bytes:
     raw = content.encode() if isinstance(content, str) else content
-    return _varint(field << 3 | 2) + _varint(len(raw)) + raw
+    return length_key(field) + varint(len(raw)) + raw
 
 
 def _tensor(name: str, values: npt.NDArray[np.generic]) -> bytes:

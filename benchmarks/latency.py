@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from radvlm_edge.runtime.versions import installed_versions
 from radvlm_edge.runtime.vision import available_cpus
 from radvlm_edge.runtime.vision_choice import cpu_name
 
@@ -28,22 +28,12 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": installed_versions(PACKAGES),
         "load_average": [round(one, 2) for one in os.getloadavg()],
     }
     for name, path in (("board", BOARD), ("governor", GOVERNOR)):
         if path.exists():
             found[name] = path.read_text(encoding="utf-8").strip("\0\n ")
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

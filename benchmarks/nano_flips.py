@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,7 @@ def measure(
             if (reader.prefilling.backend == "llama.cpp") != (options.prefill_backend == "llama"):
                 raise SystemExit(f"{way}: {'; '.join(reader.prefilling.notes)}")
             answerers[way] = BundleAnswerer(reader)
-        said: dict[str, list[Reply]] = {way: [] for way in answerers}
-        for pixels, items in phantoms(films):
-            for way, answerer in answerers.items():
-                looking = answerer.look(pixels)
-                said[way] += [reply(looking, item) for item in items if texts or item.task == "yesno"]
+        said = put_to_all(answerers, films, texts=texts)
         name = answerers[""].describe()
     return {
         "bundle": name,
@@ -65,6 +61,18 @@ def measure(
         "films": films,
         "ways": {way: compared(said[""], said[way]) for way in ways},
     }
+
+
+def put_to_all(
+    answerers: Mapping[str, BundleAnswerer], films: int, *, texts: bool = True
+) -> dict[str, list[Reply]]:
+    """The suite's questions about its first `films` films, put to each in turn; `texts`: not yes/no alone."""
+    said: dict[str, list[Reply]] = {way: [] for way in answerers}
+    for pixels, items in phantoms(films):
+        for way, answerer in answerers.items():
+            looking = answerer.look(pixels)
+            said[way] += [reply(looking, item) for item in items if texts or item.task == "yesno"]
+    return said
 
 
 def compared(ours: Sequence[Reply], theirs: Sequence[Reply]) -> dict[str, Any]:

@@ -50,28 +50,23 @@ class Scale:
     tower_heads: int = 16
 
 
+def _with_crops(crop_px: int) -> Geometry:
+    """7B's geometry with other crops, in the same arrangements."""
+    pinpoints = tuple((crop_px * h, crop_px * w) for h in range(1, 7) for w in range(1, 7))
+    return replace(GEOMETRIES["radvlm-7b"], crop_px=crop_px, pinpoints=pinpoints)
+
+
 SCALES = {
     "7b": Scale(GEOMETRIES["radvlm-7b"], 18944, 28, False, 151648),
     "0.5b": Scale(GEOMETRIES["radvlm-0.5b"], 4864, 14, True, 151648),
     "eighth": Scale(
-        replace(
-            GEOMETRIES["radvlm-7b"],
-            crop_px=56,
-            pinpoints=tuple((56 * h, 56 * w) for h in range(1, 7) for w in range(1, 7)),
-            embed_dim=448,
-            layers=4,
-            kv_heads=1,
-            head_dim=64,
-            vocab=19016,
-        ),
+        replace(_with_crops(56), embed_dim=448, layers=4, kv_heads=1, head_dim=64, vocab=19016),
         *(2368, 7, False, 18956, 144, 538, 3, 2),
     ),
     "tiny": Scale(
         replace(
-            GEOMETRIES["radvlm-7b"],
-            crop_px=28,
+            _with_crops(28),
             patch_px=7,
-            pinpoints=tuple((28 * h, 28 * w) for h in range(1, 7) for w in range(1, 7)),
             embed_dim=256,
             layers=2,
             kv_heads=1,

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import onnx
 import torch
 
+from radvlm_edge.export.wire import length_key, varint
+
 EXTERNAL_FROM = 256 << 20
 """Bytes of weights from which they go into a file of their own, which engines map instead of parsing."""
 ALIGNMENT = 4096
@@ -113,10 +115,10 @@ def _write_whole(
     head, tail = graph_before.SerializeToString(), graph_behind.SerializeToString()
     heads = []
     for weight in initializers:
-        start = weight.header().SerializeToString() + _tag(RAW_DATA) + _varint(weight.bytes)
-        heads.append(_tag(INITIALIZER) + _varint(len(start) + weight.bytes) + start)
+        start = weight.header().SerializeToString() + length_key(RAW_DATA) + varint(weight.bytes)
+        heads.append(length_key(INITIALIZER) + varint(len(start) + weight.bytes) + start)
     size = len(head) + len(tail) + sum(map(len, heads)) + sum(weight.bytes for weight in initializers)
-    file.write(before.SerializeToString() + _tag(GRAPH) + _varint(size) + head)
+    file.write(before.SerializeToString() + length_key(GRAPH) + varint(size) + head)
     for start, weight in zip(heads, initializers, strict=True):
         file.write(start)
         for block in _raw(weight):
@@ -145,16 +147,3 @@ def _split(message: Any, behind: Sequence[str]) -> tuple[Any, Any]:
     for field, _ in message.ListFields():
         (first if field.name in behind else second).ClearField(field.name)
     return first, second
-
-
-def _tag(field: int) -> bytes:
-    return _varint(field << 3 | 2)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from radvlm_edge.bundle import Artefact, Bundle, BundleWriter, digest
+from radvlm_edge.bundle import Artefact, Bundle, BundleWriter, digest, raise_unwritten
 from radvlm_edge.errors import OutputError
 
 JOURNAL = "journal.json"
@@ -61,10 +61,7 @@ class ResumableWriter(BundleWriter):
             shutil.rmtree(self.root, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
-        if disk:
-            assert isinstance(error, OSError) and error.errno is not None
-            left = "--resume continues it" if keep else "nothing was left behind"
-            raise OutputError(f"{self.out}: not written: {os.strerror(error.errno)}; {left}") from error
+        raise_unwritten(self.out, error, "--resume continues it" if keep else "nothing was left behind")
 
     def begin(self, request: dict[str, Any]) -> list[str]:
         """State what is being exported; returns the finished files that are kept.

@@ -14,7 +14,7 @@ from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.language import LanguageModel
 from radvlm_edge.runtime.llama import Buffer
 from radvlm_edge.runtime.studies import StudyStore, study_key
-from radvlm_edge.runtime.versions import version_of
+from radvlm_edge.runtime.versions import installed_versions
 
 if TYPE_CHECKING:
     from radvlm_edge.runtime.overlap import Coming
@@ -77,7 +77,7 @@ class Recall:
         self._current: weakref.ref[Study] | None = None
         self._facts: dict[str, object] = {}
         if store is not None:
-            engines = {"language": language.identity(), "vision": _versions(VISION_ENGINES)}
+            engines = {"language": language.identity(), "vision": installed_versions(VISION_ENGINES)}
             self._facts = {**facts, "head": head, "engines": engines}
 
     def find(self, study: Study, views: npt.NDArray[np.uint8]) -> bool:
@@ -163,8 +163,3 @@ class Recall:
         if self._store is not None:
             study.notes += self._store.notes
             self._store.notes = []
-
-
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {name: version_of(name) for name in packages}
-    return {name: version for name, version in found.items() if version is not None}

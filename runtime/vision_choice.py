@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from radvlm_edge.runtime.versions import version_of
+from radvlm_edge.runtime.versions import installed_versions
 from radvlm_edge.runtime.vision import CROPS_PER_BATCH, DEFAULT_ENGINE, ENGINES, available_cpus
 
 FORMAT = 1
@@ -131,9 +131,7 @@ def measurement_key(artefact_sha256: str, threads: int | None = None) -> dict[st
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages behind the engines, as far as they are installed."""
-    names = [name for engine in ENGINES.values() for name in engine.distributions]
-    found = {name: version_of(name) for name in names}
-    return {name: version for name, version in found.items() if version is not None}
+    return installed_versions(name for engine in ENGINES.values() for name in engine.distributions)
 
 
 def cpu_name() -> str:

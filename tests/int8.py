@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
 
 from radvlm_edge.calibration import film_sets
 from radvlm_edge.calibration import vision as stage
@@ -56,3 +58,7 @@ def make_tower(checkpoint: Path, folder: Path) -> Tower:
     opened = open_checkpoint(checkpoint)
     write_vision(opened, "fp32", folder / "fp32.onnx")
     return Tower(opened, folder / "fp32.onnx")
+
+
+def values_of(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}

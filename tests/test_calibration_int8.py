@@ -36,11 +36,6 @@ pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
-def tower(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Tower:
-    return make_tower(tiny_checkpoint, tmp_path_factory.mktemp("tower"))
-
-
-@pytest.fixture(scope="module")
 def table(tower: Tower, tmp_path_factory: pytest.TempPathFactory) -> Table:
     return tower.calibrate(phantoms(), tmp_path_factory.mktemp("table") / "unfinished")
 

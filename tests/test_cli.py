@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.tiny import write_film
 
 CLI = Path(sys.executable).with_name("radvlm-edge")
 
@@ -23,9 +24,7 @@ def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("film") / "film.png"
-    Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 50), dtype=np.uint8)).save(path)
-    return path
+    return write_film(tmp_path_factory.mktemp("film") / "film.png", 1, 60, 50)
 
 
 @pytest.fixture(scope="module")

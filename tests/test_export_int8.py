@@ -1,8 +1,7 @@
-"""The two INT8 vision graphs: their arithmetic, what they leave alone, what refuses them, and the bundle."""
+"""The INT8 vision graph: its arithmetic, what runs in integers, and what it leaves alone."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,53 +12,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
-from tests.int8 import Tower, make_tower, phantom, phantoms
-from tests.tiny import make_checkpoint
+from tests.int8 import Tower, values_of
 
-from radvlm_edge.bundle import Bundle
 from radvlm_edge.calibration.pieces import Pieces
 from radvlm_edge.calibration.sensitivity import cosines
-from radvlm_edge.cli import cli
-from radvlm_edge.errors import BackendError, CheckpointError, OutputError, ParityError
-from radvlm_edge.export.exporter import export_checkpoint
 from radvlm_edge.export.int8_graph import insert_qdq, smoothed_weight
-from radvlm_edge.export.int8_table import GROUPS, NORM_BEFORE, Group, Table, load_table
-from radvlm_edge.export.tensorrt_check import check_tensorrt_graph
+from radvlm_edge.export.int8_table import GROUPS, NORM_BEFORE, Group, Table
 from radvlm_edge.export.vision import write_vision
 from radvlm_edge.export.vision_int8 import write_int8
-from radvlm_edge.runtime.reader import Options, Reader
 from radvlm_edge.runtime.vision import open_tower
 from radvlm_edge.runtime.vision_onnx import open_session
 
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def tower(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Tower:
-    return make_tower(tiny_checkpoint, tmp_path_factory.mktemp("tower"))
-
-
-@pytest.fixture(scope="module")
-def table(tower: Tower) -> Table:
-    """A calibration in which one group stayed in float."""
-    made = tower.calibrate(phantoms(), tower.graph.with_name("unfinished"))
-    return replace(made, float_groups=("blocks.1.fc1",))
-
-
-@pytest.fixture(scope="module")
-def graphs(tower: Tower, table: Table) -> dict[str, Path]:
-    paths = {"fp32": tower.graph}
-    for precision in ("int8", "int8-trt"):
-        paths[precision] = tower.graph.with_name(f"{precision}.onnx")
-        write_int8(tower.checkpoint, table, precision, paths[precision])
-    return paths
-
-
-def values_of(path: Path) -> dict[str, np.ndarray]:
-    return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}
 
 
 class Emulation:
@@ -123,13 +88,13 @@ class Emulation:
 
 
 def test_the_graph_is_the_numpy_emulation_of_its_arithmetic(
-    tower: Tower, table: Table, graphs: dict[str, Path]
+    tower: Tower, int8_table: Table, int8_graphs: dict[str, Path]
 ) -> None:
     crops = tower.crops()
-    emulation = Emulation(values_of(tower.graph), table, tower)
+    emulation = Emulation(values_of(tower.graph), int8_table, tower)
     expected = emulation.tokens(Pieces(tower.graph, 1).start(crops))
     assert len(emulation.codes) == 7
-    model = onnx.load(str(graphs["int8"]))
+    model = onnx.load(str(int8_graphs["int8"]))
     for name in emulation.codes:
         value = helper.make_tensor_value_info(f"{name}.input_codes", TensorProto.UINT8, None)
         model.graph.output.append(value)
@@ -142,11 +107,11 @@ def test_the_graph_is_the_numpy_emulation_of_its_arithmetic(
         assert cosines(tokens, expected).min() > 0.9999
 
 
-def test_every_quantised_layer_runs_in_integer_kernels(graphs: dict[str, Path], tmp_path: Path) -> None:
+def test_every_quantised_layer_runs_in_integer_kernels(int8_graphs: dict[str, Path], tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(graphs["int8"]), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(str(int8_graphs["int8"]), options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(options.optimized_model_filepath).graph.node
     kinds = Counter(node.op_type for node in nodes)
     assert kinds["MatMulIntegerToFloat"] == 2 * 6 - 1  # fc1 of block 1 is in float
@@ -156,12 +121,14 @@ def test_every_quantised_layer_runs_in_integer_kernels(graphs: dict[str, Path], 
     assert sorted(weights) == ["blocks.1.fc1.weight", "linear_1.weight", "linear_2.weight"]
 
 
-def test_everything_else_is_the_float_graph_to_the_bit(table: Table, graphs: dict[str, Path]) -> None:
-    before, after = values_of(graphs["fp32"]), values_of(graphs["int8"])
+def test_everything_else_is_the_float_graph_to_the_bit(
+    int8_table: Table, int8_graphs: dict[str, Path]
+) -> None:
+    before, after = values_of(int8_graphs["fp32"]), values_of(int8_graphs["int8"])
     smoothed = {
         f"blocks.{name.split('.')[1]}.{NORM_BEFORE[name.split('.')[2]]}.{part}"
-        for name, group in table.groups.items()
-        if group.shifts and name not in table.float_groups
+        for name, group in int8_table.groups.items()
+        if group.shifts and name not in int8_table.float_groups
         for part in ("weight", "bias")
     }
     shared = before.keys() & after.keys()
@@ -180,15 +147,15 @@ def test_everything_else_is_the_float_graph_to_the_bit(table: Table, graphs: dic
             (n.op_type, n.name, list(n.output), [a.SerializeToString() for a in n.attribute]) for n in kept
         ]
 
-    assert rest(graphs["int8"]) == rest(graphs["fp32"])
+    assert rest(int8_graphs["int8"]) == rest(int8_graphs["fp32"])
     kinds = {values.dtype for name, values in after.items() if name.endswith(("codes", "zero_point"))}
     assert kinds == {np.dtype(np.int8), np.dtype(np.uint8)}
 
 
 def test_a_table_with_everything_in_float_gives_the_float_graphs_bits(
-    tower: Tower, table: Table, tmp_path: Path
+    tower: Tower, int8_table: Table, tmp_path: Path
 ) -> None:
-    everything = replace(table, float_groups=tuple(table.groups))
+    everything = replace(int8_table, float_groups=tuple(int8_table.groups))
     write_int8(tower.checkpoint, everything, "int8", tmp_path / "int8.onnx")
     assert (tmp_path / "int8.onnx").read_bytes() == tower.graph.read_bytes()
 
@@ -227,253 +194,38 @@ def test_smoothing_folded_into_the_norm_changes_no_bit(tower: Tower) -> None:
     np.testing.assert_array_equal(tokens, expected)
 
 
-def test_both_graphs_agree_and_both_are_near_the_float_one(tower: Tower, graphs: dict[str, Path]) -> None:
+def test_both_graphs_agree_and_both_are_near_the_float_one(
+    tower: Tower, int8_graphs: dict[str, Path]
+) -> None:
     crops = tower.crops()
-    tokens = {precision: open_tower(path, 1).encode(crops) for precision, path in graphs.items()}
+    tokens = {precision: open_tower(path, 1).encode(crops) for precision, path in int8_graphs.items()}
     assert cosines(tokens["int8-trt"], tokens["int8"]).min() > 0.999
     assert np.quantile(cosines(tokens["int8"], tokens["fp32"]), 0.01) > 0.995
     codes = [
-        {n: v for n, v in values_of(graphs[p]).items() if n.endswith("weight_codes")}
+        {n: v for n, v in values_of(int8_graphs[p]).items() if n.endswith("weight_codes")}
         for p in ("int8", "int8-trt")
     ]
     assert codes[0].keys() == codes[1].keys() and len(codes[0]) == 11
     assert all(np.array_equal(codes[0][name], codes[1][name]) for name in codes[0])
 
 
-def test_the_tensorrt_graph_has_int8_zero_points_of_zero_and_half_precision_beside(
-    graphs: dict[str, Path],
-) -> None:
-    assert check_tensorrt_graph(graphs["int8-trt"]) == 2 * 7 + 11
-    kinds = Counter(values.dtype.name for values in values_of(graphs["int8-trt"]).values())
-    assert set(kinds) == {"int8", "float16"}
-    with pytest.raises(BackendError, match="is uint8; TensorRT takes int8 only.*use the int8-trt artefact"):
-        check_tensorrt_graph(graphs["int8"])
-
-
-def qdq_model(
-    zero: np.ndarray | None, source: np.ndarray | None = None, opset: int = 19, computed: bool = False
-) -> onnx.ModelProto:
-    """One QuantizeLinear with its DequantizeLinear, or a DequantizeLinear of a constant."""
-    nodes, initializers = [], [numpy_helper.from_array(np.array(0.1, np.float32), "scale")]
-    inputs = ["scale"]
-    if zero is not None:
-        inputs.append("zero")
-        if computed:
-            nodes.append(helper.make_node("Identity", ["stored_zero"], ["zero"]))
-        name = "stored_zero" if computed else "zero"
-        initializers.append(numpy_helper.from_array(zero, name))
-    if source is None:
-        nodes.append(helper.make_node("QuantizeLinear", ["x", *inputs], ["q"], "quantise"))
-    else:
-        initializers.append(numpy_helper.from_array(source, "q"))
-    nodes.append(helper.make_node("DequantizeLinear", ["q", *inputs], ["d"], "dequantise"))
-    nodes.append(helper.make_node("Add", ["x", "d"], ["y"]))
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy")
-    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    onnx.checker.check_model(model)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("model", "complaint"),
-    [
-        (qdq_model(np.array(128, np.uint8)), "quantise: is uint8"),
-        (qdq_model(np.array(3, np.int8)), "quantise: its zero point is not 0"),
-        (qdq_model(None), "quantise: has no zero point, which means uint8"),
-        (qdq_model(np.array(0, np.int8), computed=True), "zero point zero is computed"),
-        (qdq_model(np.array(0, np.int32), np.array([1, 2, 3], np.int32)), "dequantises an INT32 bias"),
-        (qdq_model(None, np.array([1, 2, 3], np.uint8)), "dequantises other than int8"),
-        (qdq_model(np.array(0, np.int8), opset=20), "opset 20 is above 19"),
-    ],
-)
-def test_graphs_tensorrt_refuses_are_refused_before(
-    model: onnx.ModelProto, complaint: str, tmp_path: Path
-) -> None:
-    with pytest.raises(BackendError, match=complaint):
-        check_tensorrt_graph(model)
-    onnx.save(
-        model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0
-    )
-    with pytest.raises(BackendError, match=f"m.onnx: not a graph TensorRT takes: .*{complaint}") as error:
-        check_tensorrt_graph(tmp_path / "m.onnx")
-    assert "\n" not in str(error.value)
-
-
-def test_graphs_tensorrt_takes_are_not_refused(tower: Tower) -> None:
-    assert check_tensorrt_graph(qdq_model(np.array(0, np.int8))) == 2
-    assert check_tensorrt_graph(tower.graph) == 0
-
-
-@pytest.fixture(scope="module")
-def bundle(tower: Tower, table: Table) -> Bundle:
-    return export_checkpoint(
-        tower.checkpoint.folder,
-        tower.graph.with_name("b"),
-        vision=("fp16", "int8"),
-        language=("F16",),
-        calibration=lambda *_: table,
-    )
-
-
-def test_a_bundle_holds_both_and_answers_with_int8(bundle: Bundle, table: Table, tmp_path: Path) -> None:
-    held = {a.precision: a.path for a in bundle.manifest.artefacts if a.role == "vision"}
-    assert held == {
-        "fp16": "vision/fp16.onnx",
-        "int8": "vision/int8.onnx",
-        "int8-trt": "vision/int8-trt.onnx",
-    }
-    bundle.verify()
-    assert bundle.manifest.defaults["vision"] == "fp16"
-    assert load_table(bundle.folder / "vision" / "int8.json") == table
-    said = (bundle.manifest.calibration or {})["vision"]
-    assert said["sha256"] == table.sha256() and said["float_groups"] == ["blocks.1.fc1"]
-    parity = json.loads((bundle.folder / "parity.json").read_text())["vision"]
-    for precision in ("int8", "int8-trt"):
-        assert parity[precision]["token_cosine_p1"] >= parity[precision]["gate"] == 0.995
-    Image.fromarray(phantom(3).load().pixels).save(tmp_path / "film.png")
-    with Reader.open(bundle.folder, Options(vision="int8", max_tokens=4)) as reader:
-        answer = reader.look(tmp_path / "film.png").ask("any effusion?")
-        assert answer.tokens > 0 and answer.provenance["vision"] == "int8"
-
-
-def test_parity_holds_int8_to_its_gate(tower: Tower, table: Table, tmp_path: Path) -> None:
-    coarse = {
-        name: replace(group, thresholds={k: v * 30 for k, v in group.thresholds.items()})
-        for name, group in table.groups.items()
-    }
-    with pytest.raises(ParityError, match="vision int8 has token cosine p1 .* .gate 0.995"):
-        export_checkpoint(
-            tower.checkpoint.folder,
-            tmp_path / "b",
-            vision=("int8",),
-            language=("F16",),
-            calibration=lambda *_: replace(table, groups=coarse),
-        )
-    assert not list(tmp_path.iterdir())
-
-
-def test_calibrations_that_do_not_fit_are_refused(
-    tower: Tower, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tower.checkpoint.folder
-    with pytest.raises(CheckpointError, match="--vision int8 needs a calibration"):
-        export_checkpoint(folder, tmp_path / "b", vision=("int8",))
-    other = make_checkpoint(tmp_path / "other", seed=1)
-    with pytest.raises(CheckpointError, match="another checkpoint's"):
-        export_checkpoint(
-            other, tmp_path / "b", vision=("int8",), parity="none", calibration=lambda *_: table
-        )
-    group = table.groups["blocks.0.qkv"]
-    wide = replace(table, groups={"blocks.0.qkv": replace(group, shifts=(1,) * 40)})
-    with pytest.raises(CheckpointError, match="has 40 channels, this tower 32"):
-        write_int8(tower.checkpoint, wide, "int8", tmp_path / "x.onnx")
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("no", "not JSON"),
-        ("[]", "calibration format None"),
-        ('{"format": 7}', "calibration format 7, not 1"),
-        ('{"format": 1}', "damaged calibration file"),
-    ],
-)
-def test_files_that_are_no_calibration_are_refused(tmp_path: Path, content: str, complaint: str) -> None:
-    (tmp_path / "c.json").write_text(content)
-    with pytest.raises(CheckpointError, match=complaint):
-        load_table(tmp_path / "c.json")
-    with pytest.raises(CheckpointError, match="no such file"):
-        load_table(tmp_path / "nothing.json")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"method": "median"},
-        {"thresholds": {"mse": float("nan")}, "method": "mse"},
-        {"shifts": [1], "name": "blocks.0.fc2"},
-        {"name": "blocks.x.fc2"},
-    ],
-)
-def test_damaged_groups_are_refused(table: Table, tmp_path: Path, change: dict[str, Any]) -> None:
-    data = json.loads(table.text())
-    name = change.pop("name", "blocks.0.fc1")
-    data["groups"][name] = {**data["groups"]["blocks.0.fc2"], **change}
-    (tmp_path / "c.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="damaged calibration file"):
-        load_table(tmp_path / "c.json")
-
-
 def test_large_graphs_keep_their_weights_beside_them(
-    tower: Tower, table: Table, tmp_path: Path, graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tower: Tower,
+    int8_table: Table,
+    tmp_path: Path,
+    int8_graphs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from radvlm_edge.export import graph_file
 
     monkeypatch.setattr(graph_file.write_graph, "__kwdefaults__", {"external_from": 0})
     write_vision(tower.checkpoint, "fp32", tmp_path / "fp32.onnx")
-    write_int8(tower.checkpoint, table, "int8-trt", tmp_path / "int8-trt.onnx")
-    write_int8(tower.checkpoint, table, "int8", tmp_path / "int8.onnx")
+    write_int8(tower.checkpoint, int8_table, "int8-trt", tmp_path / "int8-trt.onnx")
+    write_int8(tower.checkpoint, int8_table, "int8", tmp_path / "int8.onnx")
     assert (tmp_path / "int8-trt.onnx.data").exists()
     crops = tower.crops()
     for precision in ("int8", "int8-trt"):
         tokens = open_tower(tmp_path / f"{precision}.onnx", 1).encode(crops)
-        np.testing.assert_array_equal(tokens, open_tower(graphs[precision], 1).encode(crops))
+        np.testing.assert_array_equal(tokens, open_tower(int8_graphs[precision], 1).encode(crops))
     inside, beside = Pieces(tower.graph, 1), Pieces(tmp_path / "fp32.onnx", 1)
     np.testing.assert_array_equal(inside.start(crops), beside.start(crops))
-
-
-def test_the_command_line_calibrates_and_exports(
-    tower: Tower, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    films, out = tmp_path / "films", tmp_path / "c.json"
-    films.mkdir()
-    for seed in range(4):
-        Image.fromarray(phantom(seed).load().pixels).save(films / f"{seed}.png")
-    checkpoint = str(tower.checkpoint.folder)
-
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(cli, arguments)
-
-    small = ["--crops", "12", "--held-out", "4", "--threads", "1"]
-    result = run("calibrate", checkpoint, str(films), "-o", str(out), *small)
-    assert result.exit_code == 0, result.output
-    assert "8 of 8 groups of layers in INT8, token cosine p1 0.99" in result.output
-    assert {p.name for p in tmp_path.iterdir()} == {"films", "c.json", "c.json.salt"}
-    assert (tmp_path / "c.json.salt").stat().st_mode & 0o077 == 0
-    made = load_table(out)
-    assert isinstance(run("calibrate", checkpoint, str(films), "-o", str(out)).exception, OutputError)
-    from_bundle = run("calibrate", str(bundle.folder), str(films), "-o", str(out), "--force", *small)
-    assert from_bundle.exit_code == 0, from_bundle.output
-    half = load_table(out)  # of the fp16 artefact: the bundle has no fp32
-    assert half.source_sha256 == made.source_sha256 and half.films == made.films
-    assert half.groups["blocks.0.fc2"].thresholds["minmax"] == pytest.approx(
-        made.groups["blocks.0.fc2"].thresholds["minmax"], rel=1e-2
-    )
-    options = ["--vision", "int8", "--language", "F16", "--parity", "none", "-o", str(tmp_path / "b")]
-    result = run("export", checkpoint, *options, "--calibration", str(out))
-    assert result.exit_code == 0, result.output
-    assert Bundle.open(tmp_path / "b").manifest.defaults["vision"] == "int8"
-    refused = run("export", checkpoint, "--calibration", str(out))
-    assert refused.exit_code == 2 and "--calibration is for --vision int8" in refused.output
-
-
-def test_without_a_file_the_export_calibrates_itself(
-    tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from radvlm_edge.calibration import film_sets, vision
-
-    monkeypatch.delenv("RADVLM_EDGE_DATA", raising=False)
-    small = tmp_path / "small.yaml"
-    small.write_text(
-        "phantoms: {first_seed: 5, count: 3, short_side_crops: [1.8, 2.6]}\nnih_chestxray14: []\n"
-    )
-    monkeypatch.setattr(film_sets, "OPEN_SET", small)
-    monkeypatch.setattr(vision.calibrate, "__kwdefaults__", {**vision.calibrate.__kwdefaults__, "crops": 10})
-    arguments = ["export", str(tower.checkpoint.folder), "-o", str(tmp_path / "b"), "--language", "F16"]
-    result = CliRunner().invoke(cli, [*arguments, "--vision", "int8", "--parity", "none"])
-    assert result.exit_code == 0, result.output
-    table = load_table(tmp_path / "b" / "vision" / "int8.json")
-    assert table.films["kind"] == "open set" and table.films["films"] == 3
-    held = {p.name for p in (tmp_path / "b" / "vision").iterdir()}
-    assert held == {"int8.onnx", "int8-trt.onnx", "int8.json", "image_newline.npy"}

@@ -17,7 +17,7 @@ from tests.tiny import make_checkpoint
 
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.errors import CheckpointError, OutputError, ParityError
-from radvlm_edge.export import exporter, parity
+from radvlm_edge.export import exporter, parity_language
 from radvlm_edge.export.checkpoint import open_checkpoint
 from radvlm_edge.export.exporter import export_checkpoint
 from radvlm_edge.export.vision import VisionGraph
@@ -196,13 +196,13 @@ def test_every_fault_is_caught_and_nothing_is_left(
 def test_full_parity_alone_sees_answers(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = parity.LanguageModel.generate
+    generate = parity_language.LanguageModel.generate
 
     def wrong(self: Any, tail: Any, **options: Any) -> Any:
         for index, token in enumerate(generate(self, tail, **options)):
             yield token if index != 1 else (token + 1) % 300
 
-    monkeypatch.setattr(parity.LanguageModel, "generate", wrong)
+    monkeypatch.setattr(parity_language.LanguageModel, "generate", wrong)
     with pytest.raises(ParityError, match="leaves transformers' at token 1"):
         export_checkpoint(tiny_checkpoint, tmp_path / "b", language=("F16",), parity="full")
     export_checkpoint(tiny_checkpoint, tmp_path / "b", language=("F16",), parity="quick")

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.tiny import write_film
 
 from radvlm_edge.bundle import Bundle
 from radvlm_edge.cli import cli
@@ -101,9 +102,7 @@ def test_levels_follow_the_model() -> None:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("film") / "film.png"
-    Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 70), dtype=np.uint8)).save(path)
-    return path
+    return write_film(tmp_path_factory.mktemp("film") / "film.png", 1, 90, 70)
 
 
 def test_a_reader_prefills_what_the_plan_says(tiny_bundle: Path, film: Path) -> None:

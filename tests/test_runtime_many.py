@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from tests.tiny import write_film
 
 from radvlm_edge.benchmarks.studies import TIE, leads, parting
 from radvlm_edge.errors import QuestionError
@@ -31,9 +30,7 @@ CHECKLIST = prompts.task_questions("checklist")
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("films") / "film.png"
-    Image.fromarray(np.random.default_rng(7).integers(0, 255, (60, 50), dtype=np.uint8)).save(path)
-    return path
+    return write_film(tmp_path_factory.mktemp("films") / "film.png", 7, 60, 50)
 
 
 @pytest.fixture(scope="module")

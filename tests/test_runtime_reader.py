@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tests.tiny import write_film
 
 from radvlm_edge.errors import BackendError, BundleError, QuestionError
 from radvlm_edge.runtime.reader import Options, Reader
@@ -18,13 +17,8 @@ QUESTIONS = ("any effusion?", "Provide a radiology report for this Chest X-Ray."
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("films")
-    paths = []
-    for seed, (height, width) in enumerate([(60, 50), (90, 40), (30, 30)]):
-        path = folder / f"film{seed}.png"
-        pixels = np.random.default_rng(seed).integers(0, 255, (height, width), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-        paths.append(path)
-    return paths
+    shapes = [(60, 50), (90, 40), (30, 30)]
+    return [write_film(folder / f"film{seed}.png", seed, *shape) for seed, shape in enumerate(shapes)]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from radvlm_edge.training.model import Sizes, build_model, save_checkpoint
@@ -59,6 +61,13 @@ each version's own saved files)."""
 
 
 FORMS = ("safetensors", "bin")
+
+
+def write_film(path: Path, seed: int, height: int, width: int) -> Path:
+    """A picture of seeded noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def make_checkpoint(

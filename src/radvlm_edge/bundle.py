@@ -223,10 +223,7 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OutputError(
-                f"{self.out}: not written: {os.strerror(error.errno)}; nothing was left behind"
-            ) from error
+        raise_unwritten(self.out, error, "nothing was left behind")
 
     def path(self, name: str) -> Path:
         """Path for a file inside the unfinished bundle; its folder exists."""
@@ -258,6 +255,12 @@ class BundleWriter:
         (self.folder / SUMS).write_text(sums_text(self.digests(files)), encoding="utf-8")
         move_into_place(self.folder, self.out)
         return Bundle.open(self.out)
+
+
+def raise_unwritten(out: Path, error: BaseException | None, left: str) -> None:
+    """Raise OutputError where a disk's refusal ended the writing of `out`; `left` says what is there."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise OutputError(f"{out}: not written: {os.strerror(error.errno)}; {left}") from error
 
 
 def move_into_place(new: Path, out: Path) -> None:
