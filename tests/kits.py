@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from radvlm_edge.bundle import Artefact, Bundle, BundleWriter, demo_bundle
+from radvlm_edge.bundle import Bundle, BundleWriter, demo_bundle
 from radvlm_edge.kit.targets import Target
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -133,15 +133,17 @@ def make_bundle(folder: Path, *, weights: str = "weights", redistributable: bool
     manifest = Bundle.open(demo_bundle()).manifest
     with BundleWriter(folder) as writer:
         writer.path("language/F16.gguf").write_text(weights)
-        artefact: Artefact = writer.add("language", "F16", "gguf", "language/F16.gguf")
+        writer.add("language", "F16", "gguf", "language/F16.gguf")
+        writer.path("vision/fp16.onnx").write_text("a graph")
+        writer.add("vision", "fp16", "onnx", "vision/fp16.onnx")
         writer.write_manifest(
             dataclasses.replace(
                 manifest,
                 name="tiny",
                 redistributable=redistributable,
                 licence="Apache-2.0" if redistributable else "Credentialed, 1.5.0",
-                artefacts=(artefact,),
-                defaults={"language": "F16"},
+                artefacts=tuple(writer.artefacts),
+                defaults={"language": "F16", "vision": "fp16"},
             )
         )
         return writer.seal()
