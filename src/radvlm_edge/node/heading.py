@@ -180,7 +180,9 @@ def quietly() -> Iterator[None]:
 
 def _text(header: Dataset, keyword: str) -> str:
     value = _value(header, keyword)
-    return "" if value is None else str(value).strip()
+    if isinstance(value, MultiValue):  # a backslash where none may be
+        value = "\\".join(map(str, value))
+    return "" if value is None else str(value).strip(" \t\r\n\0")
 
 
 def _value(header: Dataset, keyword: str) -> Any:
