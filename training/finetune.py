@@ -1,6 +1,6 @@
 """Recipe, checkpoint and instruction data → a tuned checkpoint, on one process or many.
 
-The loop is transformers' Trainer; docs/decisions/0030-finetuning.md says why.
+The loop is transformers' Trainer; docs/decisions/0024-finetuning.md says why.
 """
 
 from __future__ import annotations
