@@ -61,7 +61,7 @@ def test_the_service_stands_on_the_runtime_alone(path: Path) -> None:
 def test_the_node_stands_on_the_runtime_alone(path: Path) -> None:
     names = imported(path)
     assert not {name.split(".")[0] for name in names} & TORCH_WORLD
-    allowed = ("node", "runtime", "bundle", "errors", "__version__")
+    allowed = ("node", "audit", "runtime", "bundle", "errors", "__version__")
     ours = {name for name in names if name.startswith("radvlm_edge.")}
     assert all(name.startswith(tuple(f"radvlm_edge.{part}" for part in allowed)) for name in ours), ours
 

@@ -18,7 +18,8 @@ from typing import Any
 import pydicom
 import pytest
 
-from radvlm_edge.errors import NodeError
+from radvlm_edge.audit import AuditLog
+from radvlm_edge.errors import AuditError, NodeError
 from radvlm_edge.runtime.reader import Options, Reader
 
 pytest.importorskip("pynetdicom", reason="needs the extra `node`")
@@ -171,9 +172,31 @@ def test_a_film_whose_file_is_gone_is_lost_and_said_so(
     assert any("is lost: its file was removed" in record.getMessage() for record in caplog.records)
 
 
-def _one_film(reader: Reader, tmp_path: Path) -> Pacs:
+def test_answers_are_in_the_audit_log_before_they_are_sent(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, answered, tried = AuditLog(tmp_path / "audit.log"), AuditLog.answered, []
+
+    def once_refused(self: AuditLog, *values: Any, **more: Any) -> int:
+        tried.append(1)
+        if len(tried) == 1:
+            raise AuditError("audit.log: no space left")
+        return answered(self, *values, **more)
+
+    monkeypatch.setattr(AuditLog, "answered", once_refused)
+    monkeypatch.setattr(work, "FULL_S", 0.0)
+    monkeypatch.setattr(work, "IDLE_S", 0.05)
+    taker = _one_film(reader, tmp_path, log)
+    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    (line,) = [line for line in lines if line["event"] == "answered"]
+    assert len(tried) == 2 and len(taker.got) == 1
+    assert (line["via"], line["who"], line["question"]) == ("node", {"ae": "CR1"}, "any effusion?")
+    assert film(1).SOPInstanceUID not in str(lines)
+
+
+def _one_film(reader: Reader, tmp_path: Path, audit: AuditLog | None = None) -> Pacs:
     with pacs(kinds=("sr", "gsps")) as (taker, port):
-        node = Node(reader, settings(tmp_path, port), Questions(("any effusion?",)))
+        node = Node(reader, settings(tmp_path, port), Questions(("any effusion?",)), audit=audit)
         try:
             store(node.start(), film(1))
             until(lambda: node.queue.counts()["results"].get("sent") == 1, "the report")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from radvlm_edge.cli.options import (
+    audit_option,
     film_options,
     need,
     notice,
@@ -72,6 +73,7 @@ FILE = click.Path(path_type=Path)
     show_default=True,
     help="Results undeliverable for so long become dead letters.",
 )
+@audit_option
 @click.option("--status", is_flag=True, help="Say what is in the folder as JSON, and end.")
 @click.option("--revive", is_flag=True, help="With --status: let dead letters be sent again.")
 def node(
@@ -83,6 +85,7 @@ def node(
     forget: bool,
     status: bool,
     revive: bool,
+    audit: Path | None,
     **options: Any,
 ) -> None:
     """Be a DICOM node: read every film that is stored here and store a report at the PACS (docs/node.md).
@@ -98,6 +101,7 @@ def node(
       radvlm-edge node --status
     """
     need("node", "pynetdicom", "highdicom")
+    from radvlm_edge.audit import AuditLog
     from radvlm_edge.node.folder import default_folder
     from radvlm_edge.node.node import run
     from radvlm_edge.node.node import status as look_at
@@ -131,10 +135,11 @@ def node(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options["study_cache"] = folder / "studies"
     log_to_stderr()
+    log = AuditLog(audit) if audit is not None else None
     with open_reader(bundle, **options) as reader:
 
         def ready(port: int) -> None:
             click.echo(f"radvlm-edge: {settings.ae} takes films on {settings.host}:{port}", err=True)
 
-        run(reader, settings, asked, ready, any_view=any_view)
+        run(reader, settings, asked, ready, any_view=any_view, audit=log)
         click.echo(notice(reader.bundle.manifest), err=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from radvlm_edge.audit import AuditLog
 from radvlm_edge.errors import NodeError
 from radvlm_edge.node.folder import Folder
 from radvlm_edge.node.identity import Aliases
@@ -39,6 +40,7 @@ class Node:
         questions: Questions | None = None,
         *,
         any_view: bool = False,
+        audit: AuditLog | None = None,
     ) -> None:
         """Take the folder and find out what waits in it. Raises NodeError where that cannot be."""
         hush()
@@ -54,7 +56,14 @@ class Node:
         self.folder.sweep(self.queue.files())
         self._sender = Sender(settings, self.folder, self.queue)
         self._worker = Worker(
-            reader, questions, settings, self.folder, self.queue, self._sender.wake, any_view=any_view
+            reader,
+            questions,
+            settings,
+            self.folder,
+            self.queue,
+            self._sender.wake,
+            any_view=any_view,
+            audit=audit,
         )
         self._receiver = Receiver(settings, self.folder, self.queue, self._worker.wake)
 
@@ -82,6 +91,7 @@ def run(
     ready: Callable[[int], None],
     *,
     any_view: bool = False,
+    audit: AuditLog | None = None,
 ) -> None:
     """Work until SIGTERM or SIGINT; `ready` is called with the port when films are taken."""
     stop = threading.Event()
@@ -89,7 +99,7 @@ def run(
     def end(number: int, frame: FrameType | None) -> None:
         stop.set()
 
-    node = Node(reader, settings, questions, any_view=any_view)
+    node = Node(reader, settings, questions, any_view=any_view, audit=audit)
     kept = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready(node.start())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.answers import LABELS, Box
 from radvlm_edge.runtime.confidence import UNCALIBRATED, Confidence
 from radvlm_edge.runtime.dicom import CHEST, DAMAGE, LATERAL
-from radvlm_edge.runtime.reader import Reader
+from radvlm_edge.runtime.reader import Reader, Study
 
 log = logging.getLogger("radvlm_edge.node")
 
@@ -73,9 +74,14 @@ class Failure:
 
 
 def read(
-    reader: Reader, content: bytes, questions: Questions, *, any_view: bool = False
+    reader: Reader,
+    content: bytes,
+    questions: Questions,
+    *,
+    any_view: bool = False,
+    note: Callable[[Study, Answer], object] | None = None,
 ) -> Reading | Failure:
-    """Look at a film once and ask it everything.
+    """Look at a film once and ask it everything; every answer goes to `note` before any is given.
 
     A film that cannot be read, or is none the model knows, is a `Failure`; faults of the engines are raised.
     """
@@ -86,10 +92,12 @@ def read(
         checklist = questions.checklist
         asked = [*checklist.values(), *questions.others]
         answers = study.ask_many(asked)
-        for note in study.notes:
-            log.warning("the study cache: %s", note)
+        for said in study.notes:
+            log.warning("the study cache: %s", said)
     except (FilmError, QuestionError, DetailError) as error:
         return Failure(str(error).removeprefix("-: "))
+    for answer in answers if note is not None else ():
+        note(study, answer)
     listed = tuple(
         Finding(label, presence(answer.text), answer.question, _calibrated(answer))
         for label, answer in zip(checklist, answers, strict=False)

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from radvlm_edge.audit import REFUSED, AuditLog
+from radvlm_edge.errors import AuditError
 from radvlm_edge.node import capture, gsps, sr
 from radvlm_edge.node.folder import RESULT, Folder
 from radvlm_edge.node.heading import Heading, encoded
@@ -18,7 +20,8 @@ from radvlm_edge.node.queue import Queue, QueuedFilm, QueuedResult
 from radvlm_edge.node.reading import Failure, Reading, read
 from radvlm_edge.node.settings import Settings
 from radvlm_edge.node.trouble import where
-from radvlm_edge.runtime.reader import Reader
+from radvlm_edge.runtime.answer import Answer
+from radvlm_edge.runtime.reader import Reader, Study
 
 log = logging.getLogger("radvlm_edge.node")
 
@@ -53,8 +56,10 @@ class Worker:
         made: Callable[[], None],
         *,
         any_view: bool = False,
+        audit: AuditLog | None = None,
     ) -> None:
-        """`made` is called when results wait to be sent."""
+        """`made` is called when results wait to be sent; answers are in `audit` before they do."""
+        self._audit = audit
         self._reader, self._questions, self._settings = reader, questions, settings
         self._folder, self._queue, self._made, self._any_view = folder, queue, made, any_view
         self.maker = Maker.of(reader, questions)
@@ -106,6 +111,9 @@ class Worker:
             log.error("film %s waits, its results cannot be kept: %s", name, where(error))
             full = isinstance(error, sqlite3.Error) or error.errno in FULL
             self._wait(film, FULL_S, counted=not full)
+        except AuditError as error:
+            log.error("film %s waits, its answers cannot be noted: %s", name, error)
+            self._wait(film, FULL_S, counted=False)
         except LostError as error:
             log.error("film %s is lost: %s", name, error)
         except Exception as error:  # noqa: BLE001 - one film's fault must not end the model's thread
@@ -133,7 +141,18 @@ class Worker:
         tries = self._settings.tries
         if film.attempts > tries:
             return Failure(f"the analysis failed or ended the program {tries} times")
-        return read(self._reader, content, self._questions, any_view=self._any_view)
+        audit = self._audit
+        if audit is None:
+            return read(self._reader, content, self._questions, any_view=self._any_view)
+        who = {"ae": film.sender}
+
+        def note(study: Study, answer: Answer) -> None:
+            audit.answered(study, answer.question, answer.text, via="node", who=who)
+
+        outcome = read(self._reader, content, self._questions, any_view=self._any_view, note=note)
+        if isinstance(outcome, Failure):
+            audit.note(REFUSED, via="node", who=who, why="shown" if outcome.attempted else "not shown")
+        return outcome
 
     def _results(self, film: QueuedFilm, content: bytes, outcome: Reading | Failure) -> list[QueuedResult]:
         """Write what is to be sent. The report is never missing; pictures are, if they cannot be made."""
