@@ -20,6 +20,7 @@ pytest.importorskip("torch", reason="needs the torch world (extra `train`)")
 pytest.importorskip("accelerate", reason="needs the torch world (extra `train`)")
 
 import torch
+from accelerate.state import AcceleratorState
 from tests.tiny import make_checkpoint
 from tools.synthetic_index import Index
 
@@ -104,11 +105,18 @@ def figures(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the processes started here: sums are equal to the bit only if they are taken in the same order."""
+    """As in the processes started here: sums are the same to the bit only in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def no_precision_of_another_run() -> None:
+    """accelerate keeps a process's first precision for all its runs; a command has but one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
