@@ -114,7 +114,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_precision_of_another_run() -> None:
-    """accelerate keeps a process's first precision for all its runs; a command has but one."""
+    """transformers and accelerate keep a run's precision for the process; a command has but one run."""
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
 
