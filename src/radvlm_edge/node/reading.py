@@ -96,8 +96,9 @@ def read(
             log.warning("the study cache: %s", said)
     except (FilmError, QuestionError, DetailError) as error:
         return Failure(str(error).removeprefix("-: "))
-    for answer in answers if note is not None else ():
-        note(study, answer)
+    if note is not None:
+        for answer in answers:
+            note(study, answer)
     listed = tuple(
         Finding(label, presence(answer.text), answer.question, _calibrated(answer))
         for label, answer in zip(checklist, answers, strict=False)
