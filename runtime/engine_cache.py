@@ -29,7 +29,7 @@ class Key:
 
     artefact: str
     """sha256 of the ONNX file."""
-    library: str
+    backend: str
     """`tensorrt` or `tensorrt-rtx`."""
     version: str
     gpu: str
@@ -47,7 +47,7 @@ class Key:
 
     def machine(self) -> str:
         """Digest of what a timing cache depends on: everything but the graph and how it is run."""
-        text = json.dumps([FORMAT, self.library, self.version, self.gpu, self.compute, self.driver])
+        text = json.dumps([FORMAT, self.backend, self.version, self.gpu, self.compute, self.driver])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -138,7 +138,7 @@ class Entry:
             atomically(self.timing, lambda file: file.write(timings))
 
     def advice(self) -> str:
-        return f"run `radvlm-edge build BUNDLE --backend {self.key.library}`"
+        return f"run `radvlm-edge build BUNDLE --backend {self.key.backend}`"
 
 
 def atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

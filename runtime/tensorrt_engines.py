@@ -55,7 +55,7 @@ class Target:
     @property
     def name(self) -> str:
         key = self.entry.key
-        return f"{key.library} {key.version} on {key.gpu}"
+        return f"{key.backend} {key.version} on {key.gpu}"
 
 
 def profile_of(geometry: Geometry) -> Profile:
@@ -88,7 +88,7 @@ def target_of(backend: str, path: Path, sha256: str | None = None, cuda: Cuda | 
     gpu, compute = cuda.device()
     key = Key(
         artefact=sha256 or artefact.sha256,
-        library=backend,
+        backend=backend,
         version=str(trt.__version__),
         gpu=gpu,
         compute=compute,

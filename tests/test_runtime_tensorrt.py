@@ -40,7 +40,7 @@ def test_profiles_are_the_geometrys_least_usual_and_most_crops() -> None:
     "change",
     [
         {"artefact": "b" * 64},
-        {"library": "tensorrt-rtx"},
+        {"backend": "tensorrt-rtx"},
         {"version": "10.16.1"},
         {"gpu": "NVIDIA Thor"},
         {"compute": "11.0"},

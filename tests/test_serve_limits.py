@@ -26,7 +26,7 @@ httpx = pytest.importorskip("httpx", reason="comes with the official client (ext
 openai = pytest.importorskip("openai", reason="the official client (extra `dev`)")
 from tests.service import Running, serving  # noqa: E402
 
-from radvlm_edge.serve.library import Library  # noqa: E402
+from radvlm_edge.serve.films import Library  # noqa: E402
 from radvlm_edge.serve.settings import Settings, load_token  # noqa: E402
 from radvlm_edge.serve.worker import Ticket, Worker  # noqa: E402
 
@@ -335,7 +335,7 @@ class FakeStudy:
 
 def test_the_library_forgets_by_number_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("radvlm_edge.serve.library.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("radvlm_edge.serve.films.time.monotonic", lambda: now[0])
     library = Library(studies=3, limit_bytes=100, idle_s=60)
     a, b, c = (library.add(FakeStudy(10), name) for name in "abc")  # type: ignore[arg-type]
     assert library.get(a.id) is a and library.find("b") is b

@@ -82,7 +82,7 @@ def _compare(bundle: Bundle, target: Any) -> None:
     from radvlm_edge.runtime.tensorrt_engines import SKIPPED
     from radvlm_edge.runtime.vision import open_tower
 
-    open_tower(target.graph, backend=target.entry.key.library, sha256=target.artefact.sha256)
+    open_tower(target.graph, backend=target.entry.key.backend, sha256=target.artefact.sha256)
     golden = (target.entry.facts() or {})["golden"]
     if golden == SKIPPED:
         click.echo(f"{bundle.folder}: not compared with golden.npz, as asked; answers say so")

@@ -24,8 +24,8 @@ from radvlm_edge.errors import RadvlmError, RequestError
 from radvlm_edge.runtime.reader import Reader
 from radvlm_edge.runtime.render import RENDERS
 from radvlm_edge.serve import replies, work
+from radvlm_edge.serve.films import Kept, Library
 from radvlm_edge.serve.gate import App, Gate
-from radvlm_edge.serve.library import Kept, Library
 from radvlm_edge.serve.metrics import CONTENT_TYPE, Metrics
 from radvlm_edge.serve.openapi import docs_page, document
 from radvlm_edge.serve.questions import MEDIA_TYPES, read_chat

@@ -17,7 +17,7 @@ from radvlm_edge.errors import (
 )
 from radvlm_edge.runtime.prompts import TASKS, task_questions
 from radvlm_edge.runtime.reader import Reader
-from radvlm_edge.serve.library import Kept
+from radvlm_edge.serve.films import Kept
 from radvlm_edge.serve.questions import Chat
 from radvlm_edge.serve.work import Result, summary
 

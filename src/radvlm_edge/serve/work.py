@@ -14,7 +14,7 @@ from radvlm_edge.runtime.answer import Answer
 from radvlm_edge.runtime.choices import Choice
 from radvlm_edge.runtime.film import load_film
 from radvlm_edge.runtime.reader import Reader, Study
-from radvlm_edge.serve.library import Library, upload_digest
+from radvlm_edge.serve.films import Library, upload_digest
 from radvlm_edge.serve.metrics import Metrics
 from radvlm_edge.serve.noting import noted
 from radvlm_edge.serve.questions import Chat
