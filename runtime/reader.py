@@ -7,9 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -20,204 +18,23 @@ from radvlm_edge.errors import BackendError, QuestionError, StudyCacheError
 from radvlm_edge.runtime import anyres, crops, prompts
 from radvlm_edge.runtime.answer import Answer, Timing
 from radvlm_edge.runtime.choices import Choice, choice_tokens, choose
-from radvlm_edge.runtime.confidence import Temperature, decision_tokens, of_choice, temperature_of
-from radvlm_edge.runtime.detail import Detail, capped, named, resolve
+from radvlm_edge.runtime.confidence import decision_tokens, of_choice, temperature_of
+from radvlm_edge.runtime.detail import Detail, capped, resolve
 from radvlm_edge.runtime.drafting import Phrases
 from radvlm_edge.runtime.film import Film, load_film
 from radvlm_edge.runtime.language import LanguageModel
-from radvlm_edge.runtime.limits import check_fidelity, combination, detail_fidelity
+from radvlm_edge.runtime.limits import check_fidelity, combination
+from radvlm_edge.runtime.options import TEXT_ROOM, Options
 from radvlm_edge.runtime.overlap import Ahead, Coming, Prepared, pays
-from radvlm_edge.runtime.prefill_choice import AUTO, Prefilling, open_prefill
+from radvlm_edge.runtime.prefill_choice import Prefilling, open_prefill
 from radvlm_edge.runtime.recall import Recall
 from radvlm_edge.runtime.studies import StudyStore, open_store
+from radvlm_edge.runtime.study import Looked, Study
 from radvlm_edge.runtime.vision import DEFAULT_ENGINE, VisionTower, available_cpus
 from radvlm_edge.runtime.vision_choice import Chosen
 from radvlm_edge.runtime.vision_fallback import open_for
 
-DEFAULT_MAX_TOKENS = 512
-TEXT_ROOM = 2048
-"""Tokens of context kept free behind the largest film: question, answer, further turns."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller wants; `None` means as the bundle says."""
-
-    vision: str | None = None
-    """Precision of the vision artefact."""
-    vision_backend: str | None = None
-    """Engine that runs it, a name of `vision.ENGINES`; `auto` or `None`: on a GPU the first of TensorRT and
-    ONNX Runtime on CUDA that works; else as `doctor` measured, else `onnx`."""
-    language: str | None = None
-    """Precision of the language artefact."""
-    render: str | None = None
-    """`voi`, `minmax` or `mimic`."""
-    detail: Detail = None
-    """Most pixels a film's long side is shown in, e.g. 1152, 768 or 384 (detail.py); `None`, `exact`: all.
-    The context is sized for it."""
-    gpu_layers: int | None = None
-    """Layers of the language model on a GPU, -1: all; `None`: all where llama.cpp sees one it can use."""
-    flash_attention: str | None = None
-    """`on`, `off`; `auto` or `None`: llama.cpp's choice on a GPU, off on the CPU, where it is less exact."""
-    kv_type: str | None = None
-    """How K and V are kept: `f16` (also `None`) or `q8_0`, half of it."""
-    threads: int | None = None
-    """CPU threads of both engines; `None`: as many as this process may use."""
-    context: int | None = None
-    """Tokens the context holds; `None`: the largest film and `TEXT_ROOM`."""
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    """Longest answer in tokens."""
-    any_modality: bool = False
-    """Read CT, MR and the like too."""
-    frame: int | None = None
-    """Frame of a multi-frame file, from 0."""
-    drafts: bool = False
-    """Guess what an answer says next and let the model check several tokens in one pass (drafting.py)."""
-    phrases: Path | None = None
-    """Text file of answers, one a line, to guess from, beside the bundle's own. It stays on this machine."""
-    prefill_backend: str = AUTO
-    """Who computes an image's K and V: `llama`, `onnx`, `openvino` (the last two need a prefill artefact), or
-    `auto`: what was faster when it was measured on this machine."""
-    prefill: str | None = None
-    """Precision of the prefill artefact."""
-    overlap: bool | None = None
-    """Encode crops while image tokens that are complete are prefilled, and read a film while weights are
-    opened (overlap.py): the same numbers. `None`: the first where tower and language model run on different
-    processors, the second where this process may use more than one CPU."""
-    force: bool = False
-    """Use a combination of artefacts even where it was measured beyond the bundle's declared limits."""
-    study_memory: int = 2 << 30
-    """Bytes of K/V kept in memory for studies that lost the context to another; the least recently used
-    beyond it are prefilled again when asked."""
-    study_cache: Path | None = None
-    """Folder where K/V of films outlive the process; `None`: nowhere. It is patient data."""
-    study_cache_limit: int = 8 << 30
-    """Bytes that folder may hold."""
-    study_cache_days: float = 7.0
-    """A film kept there longer ago is looked at again."""
-    study_cache_key: Path | None = None
-    """File with its AES-256-GCM key; `None`: the key in `RADVLM_EDGE_STUDY_KEY`, else it is in the clear."""
-
-
-@dataclass
-class Looked:
-    """What looking at a film took, in milliseconds."""
-
-    decode_film_ms: float
-    """Of a film read ahead: none, as cutting it, since both are within the time of opening."""
-    crops_ms: float
-    vision_ms: float = 0.0
-    prefill_ms: float = 0.0
-    overlapped_ms: float = 0.0
-    """The tower's time behind the prefill; `vision_ms` is then what the prefill had to wait for it."""
-    cache_ms: float = 0.0
-    """Looking the film up in the study cache, and writing it there."""
-    prefill_by_ms: dict[str, float] = field(default_factory=dict)
-    """What each engine took of the prefill."""
-
-
-@dataclass(eq=False)
-class Study:
-    """A film the model has looked at. Made by `Reader.look`."""
-
-    reader: Reader
-    film: Film
-    layout: crops.Layout
-    looked: Looked
-    prefix_tokens: int
-    """Tokens up to the end of the image, which all questions share."""
-    detail_px: int | None = None
-    """Cap the film was looked at with; `None`: exact."""
-    encoded: npt.NDArray[np.float32] | None = None
-    """Image tokens, once the tower has run."""
-    uncharged_tokens: int = 0
-    """Prefilled tokens no answer has counted yet."""
-    uncharged_ms: float = 0.0
-    key: str | None = None
-    """Identity in the study cache."""
-    cache: str = "off"
-    """`hit`: the film's K/V came from disk, neither tower nor prefill ran; `miss`; `off`: no study cache."""
-    notes: list[str] = field(default_factory=list)
-    """Trouble with the study cache, one line each; answers are right all the same."""
-    turns: list[prompts.Turn] = field(default_factory=list)
-    """Answered turns of the running conversation."""
-
-    @property
-    def image(self) -> npt.NDArray[np.float32]:
-        """Image tokens `[t, d]`; runs the vision tower if a cached study spared it so far."""
-        if self.encoded is None:
-            geometry = capped(self.reader.bundle.manifest.geometry, self.detail_px)
-            views, layout = crops.cut(self.film.pixels, geometry)
-            self.encoded = self.reader._encode(views, layout)
-        return self.encoded
-
-    def ask(self, question: str, *, max_tokens: int | None = None) -> Answer:
-        """Ask about the film alone: the answer depends on nothing asked before.
-
-        Raises QuestionError for an empty question, or one that does not fit the context.
-        """
-        return self.reader._answer(self, [], question, max_tokens)
-
-    def ask_many(self, questions: Sequence[str], *, max_tokens: int | None = None) -> list[Answer]:
-        """Ask several questions about the film alone, decoded together; answers in the questions' order.
-
-        Much faster than one by one: each step reads the weights once for up to `BRANCHES` questions, and
-        what all of them begin with is prefilled once. The same greedy answers, but for ties within the
-        engine's rounding. Times of a batch are shared equally. Raises QuestionError, before anything is
-        run, for a question that cannot be asked.
-        """
-        return self.reader._answer_many(self, questions, max_tokens)
-
-    def choose(self, question: str, choices: Sequence[str] = ("Yes", "No")) -> Choice:
-        """Ask, and take the likeliest of given answers: one step of decoding, with probabilities.
-
-        A choice is scored as the beginning of the model's answer; the probabilities are exact, made to sum
-        to 1 over the choices. Raises QuestionError as `ask`, or for choices that overlap.
-        """
-        return self.reader._choose(self, question, choices)
-
-    def choose_many(self, questions: Sequence[str], choices: Sequence[str] = ("Yes", "No")) -> list[Choice]:
-        """`choose` for several questions in one batch: the weights are read once for up to `BRANCHES`.
-
-        The same probabilities as one by one, within the engine's rounding; the first counts what all begin
-        with. Raises QuestionError, before anything is run, for a question that cannot be asked.
-        """
-        return self.reader._choose_many(self, questions, choices)
-
-    def task(self, task: str, *, max_tokens: int | None = None) -> Answer:
-        """Ask one of RadVLM's tasks: `report`, `classify`, `detect`, `locate=PHRASE`, `phrase=SENTENCE`."""
-        return self.ask(prompts.task_question(task), max_tokens=max_tokens)
-
-    def say(self, question: str, *, max_tokens: int | None = None) -> Answer:
-        """Ask as the next turn of a conversation; earlier turns are remembered."""
-        return self.reader._answer(self, self.turns, question, max_tokens)
-
-    @property
-    def detail(self) -> str:
-        """`exact`, or the cap in pixels it was looked at with."""
-        return named(self.detail_px)
-
-    @property
-    def temperature(self) -> Temperature | None:
-        """What the bundle's confidence was calibrated to, if that holds for this study's detail."""
-        held = self.reader.temperature
-        return held if held is not None and held.detail == self.detail else None
-
-    @property
-    def provenance(self) -> dict[str, object]:
-        reader = self.reader
-        return {
-            "bundle": {"name": reader.bundle.manifest.name, "sha256": reader.bundle.sha256},
-            "vision": reader.vision_artefact.precision,
-            "language": reader.language_artefact.precision,
-            "detail": self.detail,
-            "fidelity": detail_fidelity(reader.bundle, reader.options, reader.fidelity, self.detail_px),
-            "vision_backend": reader.tower.backend,
-            "vision_plan": reader.vision_plan(),
-            "prefill": reader.prefilling.told(),
-            "render": self.film.render,
-            "film": dict(self.film.provenance or {}),
-        }
+__all__ = ["Answer", "Options", "Reader", "Study"]
 
 
 class Reader:
