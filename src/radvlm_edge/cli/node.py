@@ -102,6 +102,7 @@ def node(
     """
     need("node", "pynetdicom", "highdicom")
     from radvlm_edge.audit import AuditLog
+    from radvlm_edge.listening import is_loopback
     from radvlm_edge.node.folder import default_folder
     from radvlm_edge.node.node import run
     from radvlm_edge.node.node import status as look_at
@@ -128,7 +129,7 @@ def node(
         **own,
     )
     settings.check()
-    if settings.tls_cert is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if settings.tls_cert is None and not is_loopback(settings.host):
         click.echo("radvlm-edge: no TLS: films cross the network in the clear; pass --tls-cert", err=True)
     asked = Questions.load(questions)
     if not forget and options["study_cache"] is None:

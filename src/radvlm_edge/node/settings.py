@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from radvlm_edge.errors import NodeError
+from radvlm_edge.listening import is_loopback, show_certificate
 
 TITLE = re.compile(r"[ -\[\]-~]{1,16}")
 """Application Entity title (PS3.5 6.2): at most 16 characters of ASCII, no backslash."""
@@ -115,13 +115,7 @@ class Settings:
     def _load_own(self, context: ssl.SSLContext) -> None:
         assert self.tls_cert is not None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.tls_cert, self.tls_key, password=lambda: b"")
-        except (OSError, ssl.SSLError) as error:
-            raise NodeError(
-                f"{self.tls_cert}, {self.tls_key}: not a certificate and its unencrypted key ({error}); "
-                "both must be PEM"
-            ) from error
+        show_certificate(context, self.tls_cert, self.tls_key, NodeError)
 
 
 def check_title(text: str) -> str:
@@ -130,16 +124,6 @@ def check_title(text: str) -> str:
     if not TITLE.fullmatch(title):
         raise NodeError(f"{text!r} is no AE title; 1 to 16 ASCII characters without backslash are")
     return title
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine for itself alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path) -> None:

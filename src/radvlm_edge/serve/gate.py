@@ -13,9 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from radvlm_edge.errors import RequestError
 from radvlm_edge.faults import where
+from radvlm_edge.listening import is_loopback
 from radvlm_edge.serve.metrics import Metrics
 from radvlm_edge.serve.replies import complaint
-from radvlm_edge.serve.settings import Settings, is_loopback, same_token
+from radvlm_edge.serve.settings import Settings, same_token
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from radvlm_edge.errors import ServiceError
+from radvlm_edge.listening import is_loopback, show_certificate
 
 TOKEN_VARIABLE = "RADVLM_EDGE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -68,17 +68,8 @@ class Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ServiceError("TLS needs both --tls-cert and --tls-key; only one is given")
         if self.tls_cert is not None and self.tls_key is not None:
-            _check_pair(self.tls_cert, self.tls_key)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine for itself alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            show_certificate(context, self.tls_cert, self.tls_key, ServiceError)
 
 
 def same_token(given: str, wanted: str) -> bool:
@@ -108,17 +99,3 @@ def load_token(path: Path | None) -> str | None:
             f"blanks are; {MAKE_TOKEN}"
         )
     return token
-
-
-def _check_pair(certificate: Path, key: Path) -> None:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
-    except (OSError, ssl.SSLError) as error:
-        raise ServiceError(
-            f"{certificate}, {key}: not a certificate and its unencrypted key ({error}); both must be PEM"
-        ) from error
-
-
-def _no_password() -> bytes:
-    """OpenSSL would ask on the terminal; a service has none."""
-    return b""
