@@ -16,7 +16,7 @@ PACKAGING = pyproject.toml setup.py tools/llama_wheel.py
 .PHONY: demo test check bench docs demo-bundle clean
 
 demo: .venv/.base
-	$(BIN)/radvlm-edge infer examples/chest.dcm --ask "any effusion?"
+	$(BIN)/radvlm-edge infer examples/chest.dcm --ask "any effusion?" --timing
 
 test: .venv/.dev .venv-base/.ready
 	RADVLM_EDGE_BASE_BIN=$(BASE_BIN) $(BIN)/python -m pytest --ignore-glob='*/test_training_*'

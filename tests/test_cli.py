@@ -38,6 +38,14 @@ def test_the_answer_alone_is_on_stdout(film: Path, base: list[object]) -> None:
     assert err.splitlines() == ["AI output for research, not for diagnosis."]
 
 
+def test_timing_is_said_on_stderr_when_asked_for(film: Path, base: list[object]) -> None:
+    code, out, err = run("infer", film, "--ask", "any effusion?", "--timing", *base)
+    (line,) = [line for line in err.splitlines() if line.startswith(f"{film}: load ")]
+    assert code == 0 and "prefill " in line and " total " in line and line.endswith(" ms")
+    assert " ms" not in out
+    assert "total" not in run("infer", film, "--ask", "any effusion?", *base)[2]
+
+
 def test_json_has_every_field(film: Path, base: list[object]) -> None:
     code, out, _ = run("infer", film, "--ask", "a?", "--ask", "b?", "--task", "report", "--json", *base)
     record = json.loads(out)
