@@ -28,14 +28,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
-@pytest.fixture(autouse=True)
-def own_threads() -> Iterator[None]:
-    """What sets torch's threads does so for its process: the digits of another test's sums would follow."""
+@pytest.fixture(scope="session", autouse=True)
+def first_threads() -> int | None:
+    """Torch's threads before any test or fixture has set them; a process started by a test has as many."""
     torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch is not None else 0
+    return torch.get_num_threads() if torch is not None else None
+
+
+@pytest.fixture(autouse=True)
+def own_threads(first_threads: int | None) -> Iterator[None]:
+    """What sets torch's threads does so for its process, and sums differ in their last digits by them."""
+    if first_threads is not None:
+        sys.modules["torch"].set_num_threads(first_threads)
     yield
-    if torch is not None:
-        torch.set_num_threads(threads)
+    if first_threads is not None:
+        sys.modules["torch"].set_num_threads(first_threads)
 
 
 @pytest.fixture(autouse=True)
