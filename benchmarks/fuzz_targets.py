@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from radvlm_edge.benchmarks.fuzz_films import pictures
 from radvlm_edge.benchmarks.fuzz_inputs import (
     GGUF,
     GGUF_HEAD_BYTES,
     STUDY,
     manifests,
-    pictures,
     stand_in,
 )
 from radvlm_edge.bundle import MANIFEST, Bundle, demo_bundle

@@ -79,13 +79,12 @@ def test_a_line_that_cannot_be_used_is_named(film: Path, line: dict[str, Any], c
         list(read_items(lines_of(film, line), str(line["task"]) if line["task"] != "guess" else "report"))
 
 
-@pytest.mark.parametrize("form", ["parquet", "webdataset"])
-@pytest.mark.parametrize("embed", [True, False])
+@pytest.mark.parametrize(
+    ("form", "embed"), [("parquet", True), ("parquet", False), ("webdataset", True)]
+)  # which always holds its films
 def test_pairs_come_back_from_shards(film: Path, form: str, embed: bool) -> None:
     if form == "parquet":
         pytest.importorskip("pyarrow", reason="needs the extra `train`")
-    elif not embed:
-        pytest.skip("WebDataset always holds its films")
     turns = (
         Turn(
             "Where is the right lung?", "The right lung is located at the coordinates [0.1, 0.2, 0.3, 0.4]."
