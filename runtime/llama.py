@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from radvlm_edge.errors import BackendError
+from radvlm_edge.runtime.gguf_check import check_header
 from radvlm_edge.runtime.llama_library import llama_cpp
 from radvlm_edge.runtime.llama_settings import settings_for
 from radvlm_edge.runtime.versions import version_of
@@ -118,6 +119,7 @@ class Llama:
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = wanted.gpu_layers
         options.use_extra_bufts = repack  # faster kernels on a copy of the weights, which costs their size
+        check_header(path)
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise BackendError(

@@ -239,6 +239,42 @@ def test_infer_gives_no_answer_it_cannot_note(tmp_path: Path) -> None:
     assert "the audit log cannot be written (No space left on device)" in done.stderr
 
 
+def test_chat_notes_a_question_before_its_answer_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.log"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("any effusion?\n" + "word " * 5000 + "\nwhere is it?\n"))
+    done = run("chat", FILM, "--threads", "1", "--audit", path)
+    assert done.returncode == 0 and done.stderr.count("radvlm-edge: ") == 1  # a question far too long
+    told = list(records(path))
+    events = ["opened", "asked", "answered", "refused", "asked", "answered"]
+    assert [one["event"] for one in told] == events and {one["via"] for one in told[1:]} == {"chat"}
+    answers = [concealed(load_salt(path), "answer", line) for line in done.stdout.splitlines()]
+    assert [one["answer"] for one in told if one["event"] == "answered"] == answers
+    verify(path)
+
+    class Broken(io.StringIO):  # a terminal that goes away behind the first words
+        def flush(self) -> None:
+            if self.getvalue():
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("any effusion?\n"))
+    monkeypatch.setattr(
+        sys, "argv", ["radvlm-edge", "chat", str(FILM), "--threads", "1", "--audit", str(path)]
+    )
+    monkeypatch.setenv(FULL, "1")
+    with redirect_stdout(Broken()) as shown, redirect_stderr(io.StringIO()), pytest.raises(SystemExit):
+        main()
+    last = list(records(path))[-1]
+    assert last["event"] == "left" and shown.getvalue().strip()
+    assert last["answer"] == concealed(load_salt(path), "answer", shown.getvalue())
+
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("any effusion?\n"))
+    done = run("chat", FILM, "--threads", "1", "--audit", tmp_path / "full.log")
+    assert done.returncode == 1 and done.stdout == "" and "No space left on device" in done.stderr
+
+
 def test_the_command_names_the_line(tmp_path: Path) -> None:
     path = write(tmp_path)
     done = run("audit", "verify", path)

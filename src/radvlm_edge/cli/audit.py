@@ -12,7 +12,7 @@ log_argument = click.argument("log", metavar="LOG", type=click.Path(path_type=Pa
 
 @click.group()
 def audit() -> None:
-    """Check and search an audit log: what `infer`, `batch` and `serve` write with --audit (docs/audit.md)."""
+    """Check and search an audit log: what the other commands write with --audit (docs/audit.md)."""
 
 
 @audit.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from radvlm_edge.cli.noting import Noting
 from radvlm_edge.cli.options import (
     audit_option,
     film_options,
@@ -24,7 +25,6 @@ from radvlm_edge.cli.options import (
 from radvlm_edge.errors import AuditError, QuestionError, RadvlmError
 
 if TYPE_CHECKING:
-    from radvlm_edge.audit import AuditLog
     from radvlm_edge.runtime.answer import Answer
     from radvlm_edge.runtime.choices import Choice
     from radvlm_edge.runtime.reader import Reader, Study
@@ -88,7 +88,7 @@ def infer(
     if not asks and not tasks:
         raise QuestionError("nothing to ask; pass --ask TEXT or --task report")
     questions = [*asks, *(question for task in tasks for question in prompts.task_questions(task))]
-    log = _open_log(audit)
+    log = Noting(audit, "infer")
     with open_reader(bundle, ahead=None if films[0] == "-" else films[0], **options) as reader:
         for question in questions:
             prompts.check_question(question, reader.bundle.manifest.prompting)
@@ -103,7 +103,7 @@ def infer(
                 raise  # not this film's fault: the next answer could not be noted either
             except RadvlmError as error:
                 failed += 1
-                _note_refusal(log, error)
+                log.refused(error)
                 click.echo(f"radvlm-edge: {error}", err=True)
                 record = {"film": film, "error": str(error)}
             if as_json:
@@ -113,27 +113,6 @@ def infer(
         click.echo(notice(reader.bundle.manifest), err=True)
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def _open_log(path: Path | None) -> AuditLog | None:
-    if path is None:
-        return None
-    from radvlm_edge.audit import AuditLog
-
-    return AuditLog(path)
-
-
-def _note(log: AuditLog, study: Study, said: Answer | Choice) -> None:
-    from radvlm_edge.audit import this_user
-
-    log.answered(study, said.question, said.text, via="infer", who=this_user())
-
-
-def _note_refusal(log: AuditLog | None, error: RadvlmError) -> None:
-    if log is not None:
-        from radvlm_edge.audit import REFUSED, this_user
-
-        log.note(REFUSED, via="infer", who=this_user(), why=type(error).__name__)
 
 
 def _progress(films: tuple[str, ...]) -> Iterator[str]:
@@ -154,7 +133,7 @@ def _one_film(
     films: int,
     as_json: bool,
     load_ms: float,
-    log: AuditLog | None,
+    log: Noting,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     study = reader.look(sys.stdin.buffer.read() if film == "-" else film)
@@ -164,12 +143,11 @@ def _one_film(
         return _record(film, study, decided, load_ms, load_ms + (time.perf_counter() - began) * 1e3)
     answers = [study.ask(questions[0])] if len(questions) == 1 else study.ask_many(questions)
     for answer in answers:
-        if log is not None:
-            _note(log, study, answer)  # on the disk before any of it is shown
+        log.answered(study, answer.question, answer.text)  # on the disk before any of it is shown
         if not as_json:
             if films > 1 or len(questions) > 1:
                 click.echo(f"{film}: {answer.question}", err=True)
-            _stream(answer)
+            stream(answer)
         answer.finish()
     wall_ms = (time.perf_counter() - began) * 1e3
     if overlay is not None:
@@ -191,12 +169,11 @@ def _decide(
     questions: list[str],
     choices: list[str],
     as_json: bool,
-    log: AuditLog | None,
+    log: Noting,
 ) -> list[dict[str, Any]]:
     records = []
     for question, choice in zip(questions, study.choose_many(questions, choices), strict=True):
-        if log is not None:
-            _note(log, study, choice)
+        log.answered(study, choice.question, choice.text)
         if not as_json:
             shares = ", ".join(f"{text} {share:.3f}" for text, share in choice.probabilities.items())
             click.echo(f"{film}: {question}: {shares} ({_sure(choice)})", err=True)
@@ -211,11 +188,14 @@ def _sure(choice: Choice) -> str:
     return f"confidence {choice.confidence.value:.3f}, calibrated on {choice.confidence.calibrated_on}"
 
 
-def _stream(answer: Answer) -> None:
+def stream(answer: Answer, shown: list[str] | None = None) -> None:
+    """Write an answer to stdout piece by piece; each is in `shown` before it is seen."""
     started = False
     for piece in answer:
         text = piece if started else piece.lstrip()
         started = started or bool(text)
+        if shown is not None:
+            shown.append(text)
         click.echo(text, nl=False)
         sys.stdout.flush()
     click.echo()
