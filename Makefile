@@ -3,8 +3,8 @@
 # make bench  where the time goes on this machine
 # make docs   docs/cli.md         make demo-bundle   src/radvlm_edge/demo.bundle from training/nano
 PYTHON ?= python3
-# Training is tested in a process of its own: behind all others it once ended with a segmentation fault that neither
-# it alone nor any part of the suite has shown again.
+# Training is tested in a process of its own: behind all other tests in one process it ends with a segmentation fault,
+# whose cause is not known; neither it alone nor any part of the suite shows it.
 # The base install is tested on 3.10, the oldest supported, where one is installed (pyenv's count).
 PYTHON310 := $(firstword $(foreach python,python3.10 $(wildcard $(PYENV_ROOT)/versions/3.10*/bin/python3.10),$(shell $(python) -c 'import sys; print(sys.executable)' 2>/dev/null)))
 OLDEST ?= $(or $(PYTHON310),$(PYTHON))

@@ -16,6 +16,7 @@ import logging
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import numpy.typing as npt
 from radvlm_edge.benchmarks.latency import machine
 from radvlm_edge.benchmarks.nano_answerers import BundleAnswerer
 from radvlm_edge.benchmarks.nano_flips import compared, put_to_all
-from radvlm_edge.benchmarks.nano_run import decisions_of
+from radvlm_edge.benchmarks.nano_run import TASKS, decisions_of
 from radvlm_edge.benchmarks.nano_scores import yes_no_figures
 from radvlm_edge.benchmarks.nano_suite import FILMS
 from radvlm_edge.bundle import Bundle
@@ -130,7 +131,7 @@ def measure(
     films: int = FILMS,
     *,
     threads: int | None = None,
-    texts: bool = False,
+    tasks: Sequence[str] = ("yesno",),
     calibration_films: int = CALIBRATION_FILMS,
 ) -> dict[str, Any]:
     """Flips of the gated and of the naive INT8 tower against the bundle's default one, and their tokens.
@@ -138,20 +139,20 @@ def measure(
     `token_cosine` (p1, min) is with the checkpoint's float32 graph, on a phantom no scale was made from.
     """
     bundle = Bundle.open(folder)
+    held = {one.precision for one in bundle.manifest.artefacts if one.role == "vision"}
+    gated = [one for one in ("int8", "int8-trt") if one in held]
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         naive = naive_graph(bundle, checkpoint, place, calibration_films)
         readers = {
             way: stack.enter_context(Reader.open(folder, Options(threads=threads, vision=vision)))
-            for way, vision in (("", None), ("int8", "int8"), ("naive", None))
+            for way, vision in (("", None), *((one, one) for one in gated), ("naive", None))
         }
         readers["naive"].tower = open_tower(naive, threads)
         views = phantom_crops(range(calibration_films, calibration_films + 1), bundle.manifest.geometry)
         reference = open_tower(place / "fp32.onnx", threads).encode(views)
         cosines = {way: _cosines(reader.tower.encode(views), reference) for way, reader in readers.items()}
-        said = put_to_all(
-            {way: BundleAnswerer(reader) for way, reader in readers.items()}, films, texts=texts
-        )
+        said = put_to_all({way: BundleAnswerer(reader) for way, reader in readers.items()}, films, tasks)
         left, size = reading_floats(naive), naive.stat().st_size
     accuracy = {way: yes_no_figures(decisions_of(one))["mean_balanced_accuracy"] for way, one in said.items()}
     return {
@@ -164,7 +165,7 @@ def measure(
         "ways": {
             way: compared(said[""], said[way])
             | {"token_cosine": cosines[way], "mean_balanced_accuracy": accuracy[way]}
-            for way in ("int8", "naive")
+            for way in (*gated, "naive")
         },
     }
 
@@ -181,9 +182,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--films", type=int, default=FILMS, help="of the suite, five yes/no questions each")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--texts", action="store_true", help="also the questions that are not yes/no")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=("yesno",))
     given = parser.parse_args()
-    found = measure(given.bundle, given.checkpoint, given.films, threads=given.threads, texts=given.texts)
+    found = measure(given.bundle, given.checkpoint, given.films, threads=given.threads, tasks=given.tasks)
     json.dump(found, sys.stdout, indent=1)
     sys.stdout.write("\n")
 

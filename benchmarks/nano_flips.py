@@ -20,7 +20,7 @@ from typing import Any
 
 from radvlm_edge.benchmarks.latency import machine
 from radvlm_edge.benchmarks.nano_answerers import BundleAnswerer
-from radvlm_edge.benchmarks.nano_run import Reply, reply, stated_boxes
+from radvlm_edge.benchmarks.nano_run import TASKS, Reply, reply, stated_boxes
 from radvlm_edge.benchmarks.nano_scores import box_figures
 from radvlm_edge.benchmarks.nano_suite import FILMS, phantoms
 from radvlm_edge.runtime.reader import Options, Reader
@@ -42,7 +42,12 @@ def options_of(way: str, threads: int | None) -> Options:
 
 
 def measure(
-    bundle: Path, ways: Sequence[str], films: int = FILMS, *, threads: int | None = None, texts: bool = True
+    bundle: Path,
+    ways: Sequence[str],
+    films: int = FILMS,
+    *,
+    threads: int | None = None,
+    tasks: Sequence[str] = TASKS,
 ) -> dict[str, Any]:
     """Flips, differing texts and boxes of every way. Ends where one cannot be had."""
     with ExitStack() as stack:
@@ -53,7 +58,7 @@ def measure(
             if (reader.prefilling.backend == "llama.cpp") != (options.prefill_backend == "llama"):
                 raise SystemExit(f"{way}: {'; '.join(reader.prefilling.notes)}")
             answerers[way] = BundleAnswerer(reader)
-        said = put_to_all(answerers, films, texts=texts)
+        said = put_to_all(answerers, films, tasks)
         name = answerers[""].describe()
     return {
         "bundle": name,
@@ -64,14 +69,14 @@ def measure(
 
 
 def put_to_all(
-    answerers: Mapping[str, BundleAnswerer], films: int, *, texts: bool = True
+    answerers: Mapping[str, BundleAnswerer], films: int, tasks: Sequence[str] = TASKS
 ) -> dict[str, list[Reply]]:
-    """The suite's questions about its first `films` films, put to each in turn; `texts`: not yes/no alone."""
+    """The suite's questions of these tasks about its first `films` films, put to each in turn."""
     said: dict[str, list[Reply]] = {way: [] for way in answerers}
     for pixels, items in phantoms(films):
         for way, answerer in answerers.items():
             looking = answerer.look(pixels)
-            said[way] += [reply(looking, item) for item in items if texts or item.task == "yesno"]
+            said[way] += [reply(looking, item) for item in items if item.task in tasks]
     return said
 
 
@@ -120,14 +125,10 @@ def main() -> None:
     parser.add_argument("ways", nargs="+", metavar="WAY")
     parser.add_argument("--films", type=int, default=FILMS)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--yes-no-only", action="store_true")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args()
     report = measure(
-        options.bundle,
-        options.ways,
-        options.films,
-        threads=options.threads,
-        texts=not options.yes_no_only,
+        options.bundle, options.ways, options.films, threads=options.threads, tasks=options.tasks
     )
     json.dump(report, sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -28,6 +28,7 @@ from radvlm_edge.training.scores import Box
 
 MOST = {"region": 60, "finding": 160, "report": 260}
 """Longest answers in tokens."""
+TASKS = ("yesno", "region", "finding", "report")
 UNIT = 10_000
 """Boxes are read as on a film of this many pixels a side, then divided: fractions to 4 digits."""
 
@@ -117,8 +118,7 @@ def measure(
 ) -> dict[str, Any]:
     """Figures on the suite's first `films` phantoms."""
     began = time.monotonic()
-    wanted = tasks or {"yesno", "region", "finding", "report"}
-    said = replies(answerer, phantoms(films), base_only=base_only, tasks=wanted)
+    said = replies(answerer, phantoms(films), base_only=base_only, tasks=tasks or set(TASKS))
     frozen = json.loads(FROZEN.read_text())
     return {
         "model": answerer.describe(),
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="checkpoint folder or bundle")
     parser.add_argument("--films", type=int, default=FILMS, help="fewer for a glance")
     parser.add_argument("--base-only", action="store_true", help="hide what only the tiles show")
-    parser.add_argument("--tasks", nargs="+", choices=("yesno", "region", "finding", "report"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS)
     parser.add_argument("--vision", help="precision of a bundle's vision artefact")
     parser.add_argument("--language", help="precision of a bundle's language artefact")
     parser.add_argument("--threads", type=int)
