@@ -16,8 +16,16 @@ from radvlm_edge.training.language import hidden_states, image_tokens_of, see
 from radvlm_edge.training.model import Sizes, build_model
 from radvlm_edge.training.packing import conversation, pack
 from radvlm_edge.training.phantom import make_phantom
-from radvlm_edge.training.pointing import NAMES, POINTED, Aids, aiding_losses, patches_of, pointing_layer
-from radvlm_edge.training.targets import film_targets
+from radvlm_edge.training.pointing import (
+    NAMES,
+    POINTED,
+    Aids,
+    aiding_losses,
+    boxes_of,
+    patches_of,
+    pointing_layer,
+)
+from radvlm_edge.training.targets import BOXES, LEAST_APART, BoxSpread, film_targets
 from radvlm_edge.training.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.torch
@@ -56,7 +64,10 @@ def test_the_head_that_is_taught_is_the_models_own_attention() -> None:
         assert patches[0].shape == (len(images[0]), len(POINTED)) and patches[0].any()
         states = hidden_states(model, packed, images)
         presence = torch.from_numpy(targets.presence[None]).float()
-        losses = aiding_losses(model, Aids(SIZES.hidden), packed, states, patches, presence)
+        boxes, apart = boxes_of(targets.boxes[None]), torch.full([len(POINTED)], 0.1)
+        aids = Aids(SIZES.hidden)
+        losses = aiding_losses(model, aids, packed, states, patches, presence, boxes, apart)
+        told = aids.place(states[pointing_layer(SIZES.layers) + 2][0]) * 0.25 + 0.5
 
         embeds = model.get_input_embeddings()(packed.ids).clone()
         embeds[0, packed.head : packed.head + len(images[0])] = images[0]
@@ -77,6 +88,32 @@ def test_the_head_that_is_taught_is_the_models_own_attention() -> None:
             expected.append(-float(right.log()))
     assert len(expected) > 10
     assert float(losses["point"]) == pytest.approx(np.mean(expected), rel=1e-4)
+    heart_box = torch.tensor(labels_of(phantom).boxes("cardiomegaly")[0])
+    placed = [
+        float((told[row] - heart_box).abs().mean()) / 0.1
+        for row, name in enumerate(packed.points[0].tolist())
+        if name == NAMES["cardiomegaly"]
+    ]
+    assert len(placed) > 10 and float(losses["placed"]) == pytest.approx(np.mean(placed), rel=1e-4)
+
+
+def test_without_a_side_the_box_is_that_of_the_only_side() -> None:
+    boxes = np.full((3, len(BOXES), 4), np.nan, np.float32)
+    right, left = (BOXES.index(f"{side} pneumothorax") for side in ("right", "left"))
+    boxes[0, right] = boxes[1, right] = (0.1, 0.2, 0.3, 0.4)
+    boxes[1, left] = boxes[2, left] = (0.6, 0.2, 0.8, 0.4)
+    told = boxes_of(boxes)[:, NAMES["pneumothorax"]].numpy()
+    assert np.array_equal(told[0], boxes[0, right]) and np.array_equal(told[2], boxes[2, left])
+    assert np.isnan(told[1]).all()  # two places, no one box
+
+
+def test_a_boxes_unit_is_what_the_median_box_costs() -> None:
+    boxes = np.full((4, len(BOXES), 4), np.nan, np.float32)
+    boxes[:, 0] = np.array([0.1, 0.2, 0.4, 0.5])[:, None]
+    boxes[:, 1] = 0.5  # never moves
+    apart = BoxSpread.of(boxes).apart
+    assert apart[0] == pytest.approx((0.2 + 0.1 + 0.1 + 0.2) / 4)
+    assert apart[1] == apart[2] == pytest.approx(LEAST_APART)
 
 
 def test_points_stand_where_the_next_token_is_about_them() -> None:

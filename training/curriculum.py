@@ -26,6 +26,8 @@ YES_NO = 5
 """Yes/no questions in one pass over a film."""
 CONVERSE, GROUNDED, SCOPED = 0.25, 0.25, 0.12
 """Chance of a conversation, of a grounded one, and of a question no film can answer."""
+LISTED = 0.6
+"""Chance of a list of all findings, half of these with boxes."""
 MAIN = ("right lung", "left lung", "cardiac silhouette")
 
 
@@ -53,9 +55,9 @@ def film_exchanges(rng: np.random.Generator, labels: Labels, yes_no_count: int =
             exchanges.append(locate_region(rng, labels, pool[int(rng.integers(len(pool)))]))
     exchanges.append(_grounding(rng, labels))
     draw = rng.random()
-    exchanges.append(
-        classify(rng, labels) if draw < 0.35 else report(rng, labels) if draw < 0.75 else detect(rng, labels)
-    )
+    exchanges.append(report(rng, labels))
+    if draw < LISTED:
+        exchanges.append(classify(rng, labels) if draw < LISTED / 2 else detect(rng, labels))
     if rng.random() < SCOPED:
         exchanges.append(out_of_scope(rng))
     return exchanges

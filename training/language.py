@@ -20,8 +20,8 @@ from radvlm_edge.training.curriculum import (
 from radvlm_edge.training.films import PhantomSet, RealSet, augment_film
 from radvlm_edge.training.instructions import Exchange, Labels
 from radvlm_edge.training.loop import Losses
-from radvlm_edge.training.packing import Block, Packed, conversation, pack
-from radvlm_edge.training.pointing import NAMES, Aids, aiding_losses, patches_of
+from radvlm_edge.training.packing import DECISION_WEIGHT, Block, Packed, conversation, pack
+from radvlm_edge.training.pointing import NAMES, Aids, aiding_losses, boxes_of, patches_of, spread_of
 from radvlm_edge.training.tower import device_of, features_of, pixels_of
 
 DECISIONS = 14
@@ -87,10 +87,8 @@ def talking_blocks(rng: np.random.Generator, tokenizer: Any, labels: Labels) -> 
 
 
 class LanguageLoss:
-    """Batches and losses of a stage: `blocks` says what phantoms are asked in it.
-
-    `features` `[N, V, P, d]` are the phantoms' where the tower is left as it is.
-    """
+    """Batches and losses of a stage: `blocks` says what phantoms are asked in it, `seeing` whether the
+    tower learns with the rest."""
 
     def __init__(
         self,
@@ -101,23 +99,22 @@ class LanguageLoss:
         seed: int,
         stage: int,
         blocks: FilmBlocks,
-        features: Any = None,
+        seeing: bool,
     ) -> None:
         self.films, self.real, self.tokenizer = films, real, tokenizer
         self.geometry, self.seed, self.stage = geometry, seed, stage
-        self.blocks, self.features = blocks, features
+        self.blocks, self.seeing = blocks, seeing
+        self.spread = spread_of(films.targets)
 
-    def _phantoms(self, model: Any, picked: Any) -> torch.Tensor:
-        if self.features is not None:
-            return torch.from_numpy(self.features[picked]).float().to(device_of(model))
-        return see(model, self.films.crops[picked])
+    def _see(self, model: Any, crops: Any) -> torch.Tensor:
+        with torch.set_grad_enabled(self.seeing and torch.is_grad_enabled()):
+            return see(model, crops)
 
     def _real(self, rng: np.random.Generator, model: Any) -> tuple[torch.Tensor, list[Block]]:
         assert self.real is not None
         film, name = self.real.pick(rng)
         pixels, drawn = augment_film(rng, film.pixels, film.drawn)
-        with torch.set_grad_enabled(self.features is None and torch.is_grad_enabled()):
-            features = see(model, cut(pixels, self.geometry)[0][None, :, 0])
+        features = self._see(model, cut(pixels, self.geometry)[0][None, :, 0])
         asked = real_exchanges(rng, Labels(film.present, drawn, localised=False), name)
         return image_tokens_of(model, features, [pixels.shape])[0], _blocks(self.tokenizer, rng, asked)
 
@@ -125,7 +122,7 @@ class LanguageLoss:
         rng = np.random.default_rng([self.seed, self.stage, step])
         picked = rng.integers(len(self.films.labels), size=phantoms)
         sizes = self.films.sizes[picked]
-        images = image_tokens_of(model, self._phantoms(model, picked), sizes)
+        images = image_tokens_of(model, self._see(model, self.films.crops[picked]), sizes)
         blocks = [self.blocks(rng, self.tokenizer, self.films.labels[index]) for index in picked]
         for _ in range(real if self.real else 0):
             image, asked = self._real(rng, model)
@@ -138,7 +135,8 @@ class LanguageLoss:
         shares = torch.from_numpy(targets.areas[picked]).to(place)
         patches = patches_of(model, shares, torch.from_numpy(sizes))
         presence = torch.from_numpy(targets.presence[picked]).float().to(place)
-        helped = aiding_losses(model, aids, packed, states, patches, presence)
+        boxes = boxes_of(targets.boxes[picked]).to(place)
+        helped = aiding_losses(model, aids, packed, states, patches, presence, boxes, self.spread.to(place))
         answered = _answering(model, packed, states[-1])
         loss = answered.pop("loss") + AIDED * torch.stack(list(helped.values())).sum()
         return {"loss": loss} | answered | helped
@@ -149,7 +147,7 @@ def _answering(model: Any, packed: Packed, state: torch.Tensor) -> Losses:
     taught = packed.weights > 0
     logits, targets, weights = model.lm_head(state[taught]), packed.targets[taught], packed.weights[taught]
     each = F.cross_entropy(logits, targets, reduction="none")
-    decisions = weights > 1
+    decisions = weights >= DECISION_WEIGHT
     losses = {"loss": (each * weights).sum() / weights.sum(), "text": each[~decisions].mean()}
     if bool(decisions.any()):
         losses["yesno"] = each[decisions].mean()

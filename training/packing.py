@@ -15,14 +15,21 @@ from typing import Any
 import torch
 
 from radvlm_edge.training.instructions import Exchange
+from radvlm_edge.training.phantom_difficulty import FINDINGS
 from radvlm_edge.training.tokenizer import TURN_END, TURN_START
 
 HEAD = f"{TURN_START}user\n"
 """What stands before the image."""
 DECISION_WEIGHT = 5.0
 """How much more the Yes or No of an answer counts than its other tokens."""
+NAMING_WEIGHT = 3.0
+"""The same for the words of a list or a report that say which finding is there."""
+NAMING = frozenset({"report", "classify", "detect"})
 
 _BOX = re.compile(r"\[[\d., ]+\]")
+
+_NAMED = re.compile(rf"(?:^|(?<=\. ))\w+|{'|'.join(FINDINGS)}|\b(?:right|left)\b")
+"""What a report decides at: how a sentence begins, which finding it names, and on which side."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,21 @@ def conversation(
         points = _points(turn, encoded.offsets, names or {})[: len(answered)]
         decision = DECISION_WEIGHT if turn.task == "yesno" else 1.0
         block.ids.extend(asked + answered)
-        block.weights.extend([0.0] * len(asked) + [decision] + [1.0] * (len(answered) - 1))
+        weights = [decision, *_weights(turn, encoded.offsets)[1:]][: len(answered)]
+        block.weights.extend([0.0] * len(asked) + weights)
         block.points.extend([-1] * len(asked) + points)
         block.firsts.extend([False] * len(asked) + [True] + [False] * (len(answered) - 1))
     return block
+
+
+def _weights(turn: Exchange, offsets: Sequence[tuple[int, int]]) -> list[float]:
+    """How much each token of an answer counts; tokens span characters `offsets` of it."""
+    weights = [1.0] * len(offsets)
+    for said in _NAMED.finditer(turn.answer) if turn.task in NAMING else ():
+        for token, (start, end) in enumerate(offsets):
+            if start < said.end() and end > said.start():
+                weights[token] = NAMING_WEIGHT
+    return weights
 
 
 def _points(turn: Exchange, offsets: Sequence[tuple[int, int]], names: Mapping[str, int]) -> list[int]:

@@ -24,8 +24,8 @@ BOXES = (*PRESENCES, *REGIONS)
 """What the tower says of every patch, in order: whether it belongs to it, and where the whole of it lies."""
 PEAK = 200
 """A finding's target in its best patch is at least this, of 255, however small it is."""
-AREA_BOXES = len(PRESENCES) + 3
-"""The boxes of the first so many of BOXES are asked only of the patches inside."""
+LEAST_APART = 0.01
+"""Boxes that hardly differ between films are taken to differ by so much, in fractions of the film."""
 
 
 def presences_of(name: str) -> list[int]:
@@ -52,6 +52,25 @@ class Targets:
             np.stack([one.presence for one in films]),
             np.stack([one.boxes for one in films]),
         )
+
+
+@dataclass(frozen=True)
+class BoxSpread:
+    """How far boxes lie apart from film to film; one figure for each of BOXES."""
+
+    apart: npt.NDArray[np.float32]
+    """Mean absolute distance of an edge from its median over films, in fractions: what an answer that does
+    not look at the film costs."""
+
+    @classmethod
+    def of(cls, boxes: npt.NDArray[np.float32]) -> BoxSpread:
+        """From `[N, len(BOXES), 4]`, NaN where there is none; LEAST_APART where too few are there to tell."""
+        apart = np.full(boxes.shape[1], LEAST_APART, np.float32)
+        for index in range(boxes.shape[1]):
+            own = boxes[np.isfinite(boxes[:, index]).all(-1), index]
+            if len(own) > 1:
+                apart[index] = max(LEAST_APART, float(np.abs(own - np.median(own, 0)).mean()))
+        return cls(apart)
 
 
 def film_targets(phantom: Phantom, geometry: Geometry) -> Targets:

@@ -15,10 +15,12 @@ from radvlm_edge.runtime.answers import LABELS
 from radvlm_edge.runtime.crops import cut
 from radvlm_edge.training.films import PhantomSet, RealSet, augment
 from radvlm_edge.training.loop import Losses
-from radvlm_edge.training.targets import AREA_BOXES, BOXES, PRESENCES, presences_of
+from radvlm_edge.training.targets import BOXES, PRESENCES, BoxSpread, presences_of
 
 LEAST_WEIGHT, MOST_WEIGHT = 4.0, 60.0
 """Bounds of how much more a patch of something counts than a patch without it: the rarer, the more."""
+INSIDE = 100
+"""A patch is asked for the box of what covers at least so much of 255 of it."""
 QUIET = 0.05 / 0.7
 """Factor on what attention adds at first: it must not drown what patches have learned alone."""
 
@@ -133,6 +135,7 @@ class TowerLoss:
     def __init__(self, films: PhantomSet, real: RealSet | None, geometry: Geometry, seed: int) -> None:
         self.films, self.real, self.geometry, self.seed = films, real, geometry, seed
         self.balance = Balance.of(films.targets.areas[:2000])
+        self.spread = torch.from_numpy(BoxSpread.of(films.targets.boxes).apart)
 
     def __call__(self, tower: nn.Module, heads: Heads, step: int, phantoms: int, real: int) -> Losses:
         rng = np.random.default_rng([self.seed, 1, step])
@@ -151,7 +154,7 @@ class TowerLoss:
         for name, logits in (("presence", presence), ("pooled", pooled)):
             losses[name] = F.binary_cross_entropy_with_logits(logits, truth)
         wanted = torch.from_numpy(self.films.targets.boxes[picked]).to(place)
-        losses["boxes"] = box_loss(boxes, wanted, shares)
+        losses["boxes"] = box_loss(boxes, wanted, shares, self.spread)
         if asked:
             at, parts = len(crops), []
             for views in shown:
@@ -165,7 +168,7 @@ class TowerLoss:
             + 0.5 * losses["regions"]
             + 3 * losses["presence"]
             + losses["pooled"]
-            + 4 * losses["boxes"]
+            + 3 * losses["boxes"]
             + 0.3 * losses.get("real", torch.zeros((), device=place))
         )
         return losses
@@ -197,15 +200,18 @@ def dense_loss(logits: torch.Tensor, shares: torch.Tensor, balance: Balance) -> 
     return losses.mean(tuple(range(losses.ndim - 1))) / balance.blind.to(logits.device)
 
 
-def box_loss(boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """L1 in fractions. Boxes of areas are asked of the patches inside, small regions' of every patch."""
-    inside = torch.ones(boxes.shape[:4], device=boxes.device)
-    inside[..., :AREA_BOXES] = (shares[..., :AREA_BOXES] > 100).float()
+def box_loss(
+    boxes: torch.Tensor, wanted: torch.Tensor, shares: torch.Tensor, spread: torch.Tensor
+) -> torch.Tensor:
+    """L1 of `boxes` `[B, V, P, n, 4]` to `wanted` `[B, n, 4]`, asked of the patches inside by `shares`.
+
+    1 is what saying the median box costs: `spread` `[n]` is that for each.
+    """
     there = torch.isfinite(wanted).all(-1)
-    weight = inside * there[:, None, None]
+    weight = (shares >= INSIDE) * there[:, None, None]
     apart = (boxes - torch.nan_to_num(wanted)[:, None, None]).abs().mean(-1)
     per_box = (apart * weight).sum((0, 1, 2)) / weight.sum((0, 1, 2)).clamp(min=1)
-    return per_box.mean()
+    return (per_box / spread.to(per_box.device)).mean()
 
 
 def _real_loss(presence: torch.Tensor, said: torch.Tensor, asked: list[Any]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from radvlm_edge.training.decide import deciding_blocks
 from radvlm_edge.training.evaluate import evaluate
 from radvlm_edge.training.films import PhantomSet, RealSet, data_folder, kept_phantoms, load_real
 from radvlm_edge.training.instructions import Labels
-from radvlm_edge.training.language import LanguageLoss, see, talking_blocks
+from radvlm_edge.training.language import LanguageLoss, talking_blocks
 from radvlm_edge.training.loop import Stage
 from radvlm_edge.training.model import build_model, save_checkpoint
 from radvlm_edge.training.nih_labels import PICK
@@ -127,7 +127,6 @@ def _teach(
     watching = {id(one) for one in tower.parameters()}
     speaking = [one for one in model.parameters() if id(one) not in watching]
     aids = Aids(recipe.model.hidden)
-    features = kept_features(out / "features.npy", model, films)
     for index, (name, budget, blocks) in enumerate(
         (
             ("decide", recipe.decide, deciding_blocks),
@@ -136,9 +135,7 @@ def _teach(
         )
     ):
         moving = budget.tower_rate > 0
-        answering = LanguageLoss(
-            films, real, tokenizer, geometry, recipe.seed, 2 + index, blocks, None if moving else features
-        )
+        answering = LanguageLoss(films, real, tokenizer, geometry, recipe.seed, 2 + index, blocks, moving)
         groups: list[dict[str, Any]] = [{"params": [*speaking, *aids.parameters()], "lr": budget.rate}]
         if moving:
             groups.append({"params": list(tower.parameters()), "lr": budget.tower_rate})
@@ -157,23 +154,6 @@ def _one_language_stage(
 ) -> None:
     stage = Stage(name, out, {"model": model, "aids": aids}, groups, budget.steps, recipe.save_every)
     stage.run(lambda step: answering(model, aids, step, budget.phantoms, budget.real))
-
-
-def kept_features(path: Path, model: Any, films: PhantomSet) -> Any:
-    """The frozen tower's features of all phantoms, `[N, V, P, d]` float16, computed once."""
-    if not path.exists():
-        count, views = films.crops.shape[:2]
-        vision = model.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        partial = path.with_name(path.name + ".partial")
-        shape = (count, views, patches, vision.hidden_size)
-        features = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-        with torch.no_grad():
-            for at in range(0, count, 16):
-                features[at : at + 16] = see(model, films.crops[at : at + 16]).to(torch.float16).cpu().numpy()
-        features.flush()
-        partial.rename(path)
-    return np.load(path, mmap_mode="r")
 
 
 def _finish(
