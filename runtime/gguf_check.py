@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from radvlm_edge.errors import BundleError
+from radvlm_edge.errors import BackendError
 
 TOKENS, LAYERS = b"tokenizer.ggml.tokens", b".block_count"
 MOST_LAYERS = 512
@@ -23,7 +23,7 @@ SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def check_header(path: Path) -> None:
-    """Raise BundleError for a GGUF that would end the process, or whose header cannot be read."""
+    """Raise BackendError for a GGUF that would end the process, or whose header cannot be read."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for key, kind, at in _pairs(content):
@@ -32,7 +32,9 @@ def check_header(path: Path) -> None:
                 elif key.endswith(LAYERS) and kind == UINT32:
                     _check_layers(*struct.unpack_from("<I", content, at))
     except (OSError, ValueError, struct.error) as error:
-        raise BundleError(f"{path}: {error}; copy the bundle again or export anew") from error
+        raise BackendError(
+            f"{path}: llama.cpp cannot load this file: {error}; run `radvlm-edge verify` on its bundle"
+        ) from error
 
 
 def _check_tokens(tokens: Iterator[bytes]) -> None:

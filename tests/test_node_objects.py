@@ -231,6 +231,7 @@ def bare(text: str) -> str:
         st.text(max_size=70),
     )
 )
+@example({"PatientBirthDate": "\v"})
 @example({"PatientID": "A\\B", "StudyID": "S\0", "PatientAge": "Ā"})
 def test_no_header_text_stops_a_film_and_none_is_made_up(texts: dict[str, str]) -> None:
     with quietly():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from radvlm_edge.bundle import demo_bundle
-from radvlm_edge.errors import BundleError
+from radvlm_edge.errors import BackendError
 from radvlm_edge.runtime.gguf_check import check_header
 from radvlm_edge.runtime.language import LanguageModel
 
@@ -52,7 +52,7 @@ def test_what_export_writes_is_taken(path: Path) -> None:
 def test_a_header_that_would_end_the_process_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    with pytest.raises(BundleError, match=said) as caught:
+    with pytest.raises(BackendError, match=said) as caught:
         check_header(path)
     assert "\n" not in str(caught.value)
 
@@ -78,5 +78,5 @@ def test_a_forged_model_is_an_error_and_no_abort(tmp_path: Path, true: bytes, fo
     changed = forged or true + struct.pack("<I", 1 << 31)
     path = tmp_path / "forged.gguf"
     path.write_bytes(whole[: end - len(true)] + changed + whole[end - len(true) + len(changed) :])
-    with pytest.raises(BundleError, match="vocabulary are both 'a'|it states 2147483648 layers"):
+    with pytest.raises(BackendError, match="vocabulary are both 'a'|it states 2147483648 layers"):
         LanguageModel(path, context=256, threads=1)

@@ -195,7 +195,7 @@ def _value(header: Dataset, keyword: str) -> Any:
 
 def _date(text: str, kind: Any) -> str:
     try:
-        kind(text)
+        readable = kind(text) is not None  # None: whitespace of any kind
     except ValueError:
         return ""
-    return text if text.isascii() else ""
+    return text if readable and text.isascii() else ""
