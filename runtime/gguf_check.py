@@ -31,7 +31,7 @@ def check_header(path: Path) -> None:
                     _check_tokens(_strings(content, at))
                 elif key.endswith(LAYERS) and kind == UINT32:
                     _check_layers(*struct.unpack_from("<I", content, at))
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, OverflowError, struct.error) as error:
         raise BackendError(
             f"{path}: llama.cpp cannot load this file: {error}; run `radvlm-edge verify` on its bundle"
         ) from error

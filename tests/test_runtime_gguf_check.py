@@ -47,6 +47,10 @@ def test_what_export_writes_is_taken(path: Path) -> None:
         (_header([b"a"], pairs=4), "unpack_from requires"),
         (b"GGML" + _header([b"a"])[4:], "begins with b'GGML'"),
         (b"", "cannot mmap an empty file"),
+        (
+            _header([b"a"]).replace(struct.pack("<IIQ", 9, 6, 3), struct.pack("<IIQ", 9, 6, 1 << 63)),
+            "too large",
+        ),
     ],
 )
 def test_a_header_that_would_end_the_process_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
