@@ -20,7 +20,7 @@ from matplotlib import pyplot
 
 PANELS = (
     ("tower: losses", ("patches", "tower"), ("shown", "dense", "regions", "presence", "boxes", "real")),
-    ("language: losses", ("decide", "language", "joint"), ("text", "yesno", "point", "asked", "placed", "read")),
+    ("language: losses", ("decide", "language", "joint"), ("text", "yesno", "point", "placed", "read")),
     ("language: yes/no right in training", ("decide", "language", "joint"), ("right",)),
 )
 """Title, the stages in the order they were run, the figures."""
