@@ -48,16 +48,16 @@ SWEEP_S = 30.0
 
 
 class Service:
-    """One reader, its worker and its library, behind HTTP."""
+    """One reader, its worker and the studies it holds, behind HTTP."""
 
     def __init__(self, reader: Reader, settings: Settings) -> None:
         self.reader, self.settings, self.metrics = reader, settings, Metrics()
-        self.library = Library(
+        self.studies = Library(
             studies=settings.studies, limit_bytes=settings.study_bytes, idle_s=settings.study_s
         )
         self.worker = Worker(reader, waiting=settings.queue, timeout_s=settings.timeout_s)
         audit = AuditLog(settings.audit) if settings.audit is not None else None
-        self._desk = work.Desk(self.library, self.metrics, audit)
+        self._desk = work.Desk(self.studies, self.metrics, audit)
         self._uploads = Uploads(limit_bytes=settings.upload_bytes, limit_s=settings.upload_s)
         self._started_s = int(time.time())
         self._drawing = asyncio.Semaphore(2)
@@ -143,7 +143,7 @@ class Service:
 
     async def forget(self, request: Request) -> Response:
         """Let go of a film and its history."""
-        self.library.forget(request.path_params["study"])
+        self.studies.forget(request.path_params["study"])
         return Response(status_code=204)
 
     async def film(self, request: Request) -> Response:
@@ -191,13 +191,13 @@ class Service:
         )
 
     def _kept(self, request: Request) -> Kept:
-        return self.library.get(request.path_params["study"])
+        return self.studies.get(request.path_params["study"])
 
     async def _sweep(self) -> None:
         """Forget idle films even when nobody asks for any."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            len(self.library)
+            len(self.studies)
 
     def _gauges(self) -> None:
         from radvlm_edge import __version__
@@ -208,8 +208,8 @@ class Service:
             "radvlm_queue_waiting": lambda: self.worker.waiting,
             "radvlm_queue_limit": lambda: self.settings.queue,
             "radvlm_model_busy": lambda: self.worker.busy,
-            "radvlm_studies": lambda: len(self.library),
-            "radvlm_study_pixel_bytes": lambda: self.library.held_bytes,
+            "radvlm_studies": lambda: len(self.studies),
+            "radvlm_study_pixel_bytes": lambda: self.studies.held_bytes,
             "radvlm_upload_bytes": lambda: self._uploads.held_bytes,
         }.items():
             self.metrics.gauge(name, read)

@@ -78,7 +78,7 @@ class Result:
 class Desk:
     """What work needs besides the reader."""
 
-    library: Library
+    studies: Library
     metrics: Metrics
     audit: AuditLog | None = None
     """Where answers are noted before they are given."""
@@ -89,12 +89,12 @@ def look(desk: Desk, content: bytes, *, render: str | None = None, frame: int | 
 
     def work(reader: Reader) -> Steps:
         digest = upload_digest(content, render, frame)
-        known = desk.library.find(digest)
+        known = desk.studies.find(digest)
         study = known.study if known else (yield from _look(desk, reader, content, render, frame))
         # Paid for here: the first answer counts its own question alone.
         desk.metrics.count("radvlm_prefilled_tokens_total", study.uncharged_tokens)
         study.uncharged_tokens, study.uncharged_ms = 0, 0.0
-        yield desk.library.add(study, digest)
+        yield desk.studies.add(study, digest)
 
     return work
 
@@ -107,17 +107,17 @@ def chat(desk: Desk, asked: Chat, who: Mapping[str, Any] | None = None) -> Work:
         began_s = time.perf_counter()
         kept, look_ms = None, None
         if asked.study is not None:
-            kept = desk.library.get(asked.study)
+            kept = desk.studies.get(asked.study)
             study = kept.study
         else:
             content = asked.film or b""
             digest = upload_digest(content, None, None)
-            known = desk.library.find(digest)
+            known = desk.studies.find(digest)
             if known is not None:
                 study = known.study
             else:
                 study = yield from _look(desk, reader, content, None, None)
-                desk.library.add(study, digest)  # known by its content alone: nobody is told the id
+                desk.studies.add(study, digest)  # known by its content alone: nobody is told the id
                 look_ms = (time.perf_counter() - began_s) * 1e3
         result = yield from noted(desk.audit, study, asked, who, _answer(desk, study, asked))
         result.look_ms, result.queue_ms = look_ms, (began_s - came_s) * 1e3
