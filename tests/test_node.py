@@ -305,3 +305,12 @@ def test_orthanc_takes_report_and_overlay_into_the_films_study(reader: Reader, t
     finally:
         process.terminate()
         process.wait(60)
+
+
+def test_a_line_is_seen_while_a_film_is_decoded(capfd: pytest.CaptureFixture[str]) -> None:
+    from radvlm_edge.node.trouble import log_to_stderr
+    from radvlm_edge.runtime.dicom import _quiet
+
+    with log_to_stderr() as stderr, _quiet():
+        stderr.write("takes films\n")
+    assert capfd.readouterr().err == "takes films\n"

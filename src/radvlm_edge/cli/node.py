@@ -135,12 +135,12 @@ def node(
     if not forget and options["study_cache"] is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options["study_cache"] = folder / "studies"
-    log_to_stderr()
+    stderr = log_to_stderr()
     log = AuditLog(audit) if audit is not None else None
     with open_reader(bundle, **options) as reader:
 
         def ready(port: int) -> None:
-            click.echo(f"radvlm-edge: {settings.ae} takes films on {settings.host}:{port}", err=True)
+            click.echo(f"radvlm-edge: {settings.ae} takes films on {settings.host}:{port}", file=stderr)
 
         run(reader, settings, asked, ready, any_view=any_view, audit=log)
         click.echo(notice(reader.bundle.manifest), err=True)

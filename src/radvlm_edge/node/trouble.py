@@ -6,6 +6,7 @@ import logging
 import os
 import traceback
 import warnings
+from typing import IO
 
 
 def where(error: BaseException) -> str:
@@ -26,7 +27,9 @@ def hush() -> None:
     warnings.simplefilter("ignore")
 
 
-def log_to_stderr() -> None:
-    """Log to a copy of stderr: descriptor 2 is turned away while a film is decoded (runtime/dicom.py)."""
+def log_to_stderr() -> IO[str]:
+    """Log to a copy of stderr, and return it: descriptor 2 is turned away while a film is decoded
+    (runtime/dicom.py), and what another thread writes there meanwhile is gone."""
     stream = os.fdopen(os.dup(2), "w", buffering=1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=stream)
+    return stream
